@@ -1,0 +1,1 @@
+"""What a pipeline's container carries of Standpipe: standard library only, Python 3.9 and later."""
