@@ -1,4 +1,4 @@
-"""The entrypoint of an image: ``python -m standpipe_task.entrypoint --module M Task --param value``.
+"""The entrypoint of an image: ``python -m standpipe_task.entrypoint --module M Task --date D``.
 
 It takes the pipeline's lock, runs Luigi in a child process, turns a polite stop into Luigi's own
 ("finish the current task, take no more"), and ends with Luigi's documented exit codes.
@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ RETCODES = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run Luigi with `arguments` under the pipeline's lock; return the exit code of the container."""
+    """Run Luigi with `arguments` under the pipeline's lock; return the container's exit code."""
     lock = take_lock(LOCK_DIRECTORY)
     if lock is None:
         say(f"another run of this pipeline holds the lock ({holder(LOCK_DIRECTORY)}); not started")
@@ -84,10 +85,10 @@ def luigi_arguments(arguments: list[str]) -> list[str]:
 def run_luigi(arguments: list[str]) -> int:
     """Run Luigi in a child; translate signals for it; believe a 0 only from Luigi itself."""
     verdict_read, verdict_write = os.pipe()
-    # A session of its own: a terminal's Ctrl-C then reaches this process alone, which translates it.
+    # A session of its own: a terminal's Ctrl-C then reaches this process alone, to be translated.
+    this = [sys.executable, "-m", "standpipe_task.entrypoint"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "standpipe_task.entrypoint", f"--verdict-to={verdict_write}"]
-        + arguments,
+        [*this, f"--verdict-to={verdict_write}", *arguments],
         pass_fds=[verdict_write],
         start_new_session=True,
     )
@@ -132,8 +133,11 @@ def luigi_child(verdict: int, arguments: list[str]) -> int:
     # The child alone needs Luigi; the parent starts quicker and stays smaller without it.
     from luigi.retcodes import run_with_retcodes
 
+    sys.argv[0] = "luigi"  # what a usage message calls the program
     try:
-        run_with_retcodes(arguments)
+        run_with_retcodes(arguments)  # type: ignore[no-untyped-call]  # Luigi has no types here
+    except Exception:  # what Luigi itself does not catch: a module that is not there, for one
+        traceback.print_exc()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         sys.stdout.flush()
