@@ -1,0 +1,1 @@
+"""Harvests arXiv day by day, by OAI-PMH, into a database."""

@@ -1,0 +1,217 @@
+"""Read one day of an OAI-PMH repository to its end, page by page, or fail.
+
+The protocol: https://openarchives.org/OAI/openarchivesprotocol.html. The client library sends the
+requests and names the errors; its own iterator is not used, because its XML parser mends a
+truncated page (and with it ends the list early), and because it reads Retry-After neither as a date
+nor on 429.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import httpx2
+from oaipmh_scythe import Scythe
+from oaipmh_scythe.config import HTTPConfig
+from oaipmh_scythe.exceptions import BadResumptionToken, NoRecordsMatch
+from oaipmh_scythe.response import OAIResponse
+
+from arxlive.records import OAI, Record, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Luigi prints what is logged below its own logger.
+log = logging.getLogger("luigi-interface.arxlive")
+
+LONGEST_WAIT = (
+    900.0  # seconds; a server that asks for more is not waited for: the next run tries again
+)
+RESTARTS = 3  # how often a day is begun anew because its resumption token was refused
+
+
+class HarvestError(RuntimeError):
+    """The day was not read to its end; what was read may be stored, but the day is not done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a day's list.
+
+    `number` and `so_far` (records up to and with this page) start anew when the day is begun anew;
+    `size` is how many records the server says the day has, where it says so. `last` is true on the
+    last page only, after everything that can be checked of the whole was. `day_over` is true if the
+    day had ended, by the server's clock, when the reading began: then nothing can join it any more.
+    """
+
+    records: list[Record]
+    number: int
+    so_far: int
+    size: int | None
+    last: bool
+    day_over: bool
+
+
+def read_day(
+    base_url: str, day: date, *, set_spec: str = "", pace: float = 3.0, retries: int = 5
+) -> Iterator[Page]:
+    """Yield every page of the papers whose datestamp is `day` (UTC), in `set_spec` or in all sets.
+
+    `pace` is the least time in seconds before each request; `retries` is how often one request is
+    repeated after a broken connection, 429, 5xx or a page that is not whole. A refused resumption
+    token begins the day anew, RESTARTS times: whoever stores the pages must bear to see a record
+    again. An empty day is one empty page. Raises HarvestError, or the library's OAIPMHException for
+    an error that the server names.
+    """
+    config = HTTPConfig(user_agent=f"arxlive {HTTPConfig.user_agent}")
+    with Scythe(base_url, http_config=config) as client:
+        for restarts_left in reversed(range(RESTARTS + 1)):
+            try:
+                yield from _one_pass(client, day, set_spec, pace, retries)
+            except BadResumptionToken as error:
+                if not restarts_left:
+                    raise HarvestError(
+                        f"{day}: a resumption token was refused {RESTARTS + 1} times: {error}"
+                    ) from error
+                log.warning("%s: the resumption token was refused (%s): beginning anew", day, error)
+            else:
+                return
+
+
+def _one_pass(
+    client: Scythe, day: date, set_spec: str, pace: float, retries: int
+) -> Iterator[Page]:
+    query = {
+        "verb": "ListRecords",
+        "metadataPrefix": "arXiv",
+        "from": day.isoformat(),
+        "until": day.isoformat(),
+    }
+    if set_spec:
+        query["set"] = set_spec
+    tokens = set()
+    size = None
+    so_far = 0
+    day_over = False
+    for number in itertools.count(1):
+        answer, root = _ask(client, query, pace, retries)
+        if number == 1:
+            day_over = _response_date(root).date() > day
+        try:
+            answer.raise_for_oaipmh_error()
+        except NoRecordsMatch:
+            if number > 1:
+                raise HarvestError(f"{day}: no records match, in the middle of the list") from None
+            yield Page([], number, 0, None, last=True, day_over=day_over)
+            return
+        listing = root.find(f"{OAI}ListRecords")
+        if listing is None:
+            raise HarvestError(f"{day}: page {number} is no list of records")
+        records = [parse(element) for element in listing.iterfind(f"{OAI}record")]
+        so_far += len(records)
+        token = listing.find(f"{OAI}resumptionToken")
+        # Exactly as it came: a token means something to its server alone.
+        resume = (token.text or "") if token is not None else ""
+        if token is not None and (stated := token.get("completeListSize", "")).isdecimal():
+            size = int(stated)
+        if not resume.strip():
+            _check_size(day, so_far, size, day_over)
+            yield Page(records, number, so_far, size, last=True, day_over=day_over)
+            return
+        if resume in tokens:
+            raise HarvestError(f"{day}: page {number} leads back to an earlier one")
+        tokens.add(resume)
+        yield Page(records, number, so_far, size, last=False, day_over=day_over)
+        query = {"verb": "ListRecords", "resumptionToken": resume}
+
+
+def _check_size(day: date, so_far: int, size: int | None, day_over: bool) -> None:
+    if size is None or so_far == size:
+        return
+    if day_over:
+        raise HarvestError(f"{day}: {so_far} records read, but the list has {size}")
+    # A list that still grows may end otherwise than it began; it is read again after its day.
+    log.warning("%s: %d records read of a list of %d that still grows", day, so_far, size)
+
+
+def _ask(
+    client: Scythe, query: dict[str, str], pace: float, retries: int
+) -> tuple[OAIResponse, ET.Element]:
+    """Send one request, repeat it where that may help, and return a whole OAI-PMH document."""
+    wait = pace
+    for attempt in range(retries + 1):
+        time.sleep(max(pace, wait))
+        wait = pace * 2 ** (attempt + 1)
+        try:
+            response = client.client.get(client.endpoint, params=query)
+        except httpx2.RequestError as error:
+            fault = f"{type(error).__name__}: {error}"
+        else:
+            status = response.status_code
+            if status == httpx2.codes.TOO_MANY_REQUESTS or status >= 500:
+                fault = f"HTTP {status}"
+                asked = retry_after(
+                    response.headers.get("Retry-After"), response.headers.get("Date")
+                )
+                wait = wait if asked is None else asked
+            elif status != httpx2.codes.OK:
+                raise HarvestError(f"HTTP {status} from {response.url}")
+            else:
+                try:
+                    # The standard parser mends nothing, and expat itself bounds the growth of entities.
+                    root = ET.fromstring(response.content)  # noqa: S314
+                except ET.ParseError as error:
+                    fault = f"a page that is not whole ({error})"
+                else:
+                    if root.tag != f"{OAI}OAI-PMH":
+                        raise HarvestError(f"{response.url} answers <{root.tag}>, not OAI-PMH")
+                    return OAIResponse(response, params=query), root
+        if wait > LONGEST_WAIT:
+            raise HarvestError(
+                f"{fault}; the server asks to wait for {wait:.0f} s, which is too long"
+            )
+        if attempt < retries:
+            log.warning("%s: asking again in %.1f s", fault, max(pace, wait))
+    raise HarvestError(f"{fault}; asked {retries + 1} times")
+
+
+def retry_after(value: str | None, server_date: str | None = None) -> float | None:
+    """How long a Retry-After header asks to wait, in seconds; None if it is absent or not readable.
+
+    Both its forms are read, a number of seconds and a date (RFC 9110, 10.2.3); a date is measured
+    from the server's own `Date`, where it sent one, so that two clocks need not agree.
+    """
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    until = _http_date(value)
+    if until is None:
+        return None
+    now = _http_date(server_date or "") or datetime.now(UTC)
+    return max(0.0, math.ceil((until - now).total_seconds()))
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _response_date(root: ET.Element) -> datetime:
+    text = (root.findtext(f"{OAI}responseDate") or "").strip()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise HarvestError(f"responseDate is no time: {text!r}") from error
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,128 @@
+"""One record of an OAI-PMH list in arXiv's own format (``metadataPrefix=arXiv``).
+
+The format: http://arxiv.org/OAI/arXiv.xsd; records:
+https://openarchives.org/OAI/openarchivesprotocol.html#Record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+OAI = "{http://www.openarchives.org/OAI/2.0/}"
+ARXIV = "{http://arxiv.org/OAI/arXiv/}"
+
+
+class RecordError(ValueError):
+    """A record that cannot be stored; the message names its identifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A paper as a list of one day shows it; of a deleted one only the first three fields are
+    known.
+
+    `paper_id` is arXiv's (``2010.11929``, ``hep-th/9711200``), `datestamp` the day of its last
+    modification. `authors` are dicts with `keyname` and, where given, `forenames`, `suffix` and
+    `affiliation` (a list).
+    """
+
+    paper_id: str
+    datestamp: date
+    deleted: bool
+    created: date | None = None
+    updated: date | None = None
+    title: str | None = None
+    authors: list[dict[str, str | list[str]]] = field(default_factory=list)
+    categories: str | None = None
+    comments: str | None = None
+    report_no: str | None = None
+    journal_ref: str | None = None
+    doi: str | None = None
+    msc_class: str | None = None
+    acm_class: str | None = None
+    license: str | None = None
+    abstract: str | None = None
+
+
+def parse(element: Element) -> Record:
+    """Read one ``<record>``.
+
+    A record that is not deleted and has no metadata in arXiv's format, or lacks what that format
+    requires, is a RecordError: to pass over it would lose a paper without a word.
+    """
+    header = element.find(f"{OAI}header")
+    if header is None:
+        raise RecordError("a record without a header")
+    identifier = _line(header, f"{OAI}identifier")
+    if identifier is None:
+        raise RecordError("a record without an identifier")
+    paper_id = identifier.removeprefix("oai:arXiv.org:")
+    datestamp = _day(identifier, header, f"{OAI}datestamp")
+    if datestamp is None:
+        raise RecordError(f"{identifier}: no datestamp")
+    if header.get("status") == "deleted":
+        return Record(paper_id, datestamp, deleted=True)
+    paper = element.find(f"{OAI}metadata/{ARXIV}arXiv")
+    if paper is None:
+        raise RecordError(f"{identifier}: no metadata, and not deleted")
+    record = Record(
+        paper_id,
+        datestamp,
+        deleted=False,
+        created=_day(identifier, paper, f"{ARXIV}created"),
+        updated=_day(identifier, paper, f"{ARXIV}updated"),
+        title=_line(paper, f"{ARXIV}title"),
+        authors=[_author(author) for author in paper.iterfind(f"{ARXIV}authors/{ARXIV}author")],
+        categories=_line(paper, f"{ARXIV}categories"),
+        comments=_line(paper, f"{ARXIV}comments"),
+        report_no=_line(paper, f"{ARXIV}report-no"),
+        journal_ref=_line(paper, f"{ARXIV}journal-ref"),
+        doi=_line(paper, f"{ARXIV}doi"),
+        msc_class=_line(paper, f"{ARXIV}msc-class"),
+        acm_class=_line(paper, f"{ARXIV}acm-class"),
+        license=_line(paper, f"{ARXIV}license"),
+        abstract=_text(paper, f"{ARXIV}abstract"),
+    )
+    for name in ("created", "title", "categories"):
+        if getattr(record, name) is None:
+            raise RecordError(f"{identifier}: no {name}")
+    return record
+
+
+def _text(parent: Element, path: str) -> str | None:
+    return (parent.findtext(path) or "").strip() or None
+
+
+def _line(parent: Element, path: str) -> str | None:
+    # arXiv wraps long titles, names and comments; the line breaks mean nothing.
+    return " ".join((parent.findtext(path) or "").split()) or None
+
+
+def _day(identifier: str, parent: Element, path: str) -> date | None:
+    text = _line(parent, path)
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text[:10])
+    except ValueError as error:
+        raise RecordError(
+            f"{identifier}: {path.rpartition('}')[2]} is no date: {text!r}"
+        ) from error
+
+
+def _author(author: Element) -> dict[str, str | list[str]]:
+    names: dict[str, str | list[str]] = {}
+    for part in ("keyname", "forenames", "suffix"):
+        if name := _line(author, f"{ARXIV}{part}"):
+            names[part] = name
+    places = [
+        " ".join((place.text or "").split()) for place in author.iterfind(f"{ARXIV}affiliation")
+    ]
+    if places:
+        names["affiliation"] = places
+    return names

@@ -1,0 +1,189 @@
+"""What was harvested, and which days are done, in one database.
+
+One row a paper, one row for each day on which a paper was seen, one mark for each day and set. One
+process writes at a time; whoever reads sees whole pages only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    Double,
+    Engine,
+    ForeignKey,
+    String,
+    Text,
+    create_engine,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from arxlive.harvest import Page
+    from arxlive.records import Record
+
+ASKED_AT_ONCE = 500  # ids in one query: every database bears this many parameters
+
+
+class Base(DeclarativeBase):
+    """The tables of arxlive."""
+
+
+class Paper(Base):
+    """A paper as it was last seen; the columns are those of `arxlive.records.Record`.
+
+    A deleted paper keeps what was known of it. One that was never seen before it was deleted has no
+    more than its id.
+    """
+
+    __tablename__ = "paper"
+
+    paper_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    datestamp: Mapped[date]
+    deleted: Mapped[bool]
+    created: Mapped[date | None]
+    updated: Mapped[date | None]
+    title: Mapped[str | None] = mapped_column(Text)
+    authors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
+    categories: Mapped[str | None] = mapped_column(Text)
+    comments: Mapped[str | None] = mapped_column(Text)
+    report_no: Mapped[str | None] = mapped_column(Text)
+    journal_ref: Mapped[str | None] = mapped_column(Text)
+    doi: Mapped[str | None] = mapped_column(Text)
+    msc_class: Mapped[str | None] = mapped_column(Text)
+    acm_class: Mapped[str | None] = mapped_column(Text)
+    license: Mapped[str | None] = mapped_column(Text)
+    abstract: Mapped[str | None] = mapped_column(Text)
+
+
+class Sighting(Base):
+    """That a day's list held a paper, and what this was: `new` to the store, `updated`, `deleted`."""
+
+    __tablename__ = "sighting"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True, index=True)
+    kind: Mapped[str] = mapped_column(String(8))
+
+
+class Mark(Base):
+    """That a day's list was read to its end, at `read_at` (seconds since the epoch).
+
+    `done` is false as long as it was read only before the day had ended. `set_spec` is empty for
+    all sets.
+    """
+
+    __tablename__ = "mark"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    set_spec: Mapped[str] = mapped_column(String(80), primary_key=True)
+    done: Mapped[bool]
+    records: Mapped[int]
+    read_at: Mapped[float] = mapped_column(Double)
+
+
+def open_store(url: str) -> Engine:
+    """Connect to the database at a SQLAlchemy URL, and make its tables where they are missing."""
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite":
+        if database.database in (None, "", ":memory:"):
+            raise ValueError("a database in memory forgets which days are done: name a file")
+        Path(str(database.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(database)
+    Base.metadata.create_all(engine)
+    return engine
+
+
+def save(engine: Engine, day: date, set_spec: str, page: Page) -> None:
+    """Store one page of a day in one transaction, and with the last page the day's mark."""
+    with Session(engine) as session, session.begin():
+        for start in range(0, len(page.records), ASKED_AT_ONCE):
+            _upsert(session, day, page.records[start : start + ASKED_AT_ONCE])
+        if page.last:
+            mark = Mark(
+                day=day,
+                set_spec=set_spec,
+                done=page.day_over,
+                records=page.so_far,
+                read_at=time.time(),
+            )
+            session.merge(mark)
+
+
+def _upsert(session: Session, day: date, records: Sequence[Record]) -> None:
+    ids = {record.paper_id for record in records}
+    papers = {
+        paper.paper_id: paper
+        for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))
+    }
+    kinds = {}
+    for record in records:
+        paper = papers.get(record.paper_id)
+        kinds[record.paper_id] = "deleted" if record.deleted else "updated" if paper else "new"
+        if paper is None:
+            papers[record.paper_id] = Paper(**asdict(record))
+            session.add(papers[record.paper_id])
+        elif record.datestamp < paper.datestamp:
+            continue  # an older day that is read later does not undo what is newer
+        elif record.deleted:
+            paper.deleted, paper.datestamp = True, record.datestamp
+        else:
+            for name, value in asdict(record).items():
+                setattr(paper, name, value)
+    session.flush()  # a sighting refers to its paper
+    seen_before = {
+        sighting.paper_id: sighting
+        for sighting in session.scalars(
+            select(Sighting).where(Sighting.day == day, Sighting.paper_id.in_(ids))
+        )
+    }
+    for paper_id, kind in kinds.items():
+        sighting = seen_before.get(paper_id)
+        if sighting is None:
+            session.add(Sighting(paper_id=paper_id, day=day, kind=kind))
+        elif kind == "deleted":
+            sighting.kind = kind
+        # Otherwise the day is read once more, and what the paper was at first stays true.
+    session.flush()
+
+
+def mark_of(engine: Engine, day: date, set_spec: str) -> Mark | None:
+    """Return the mark of a day and set; None if its list was never read to its end."""
+    with Session(engine) as session:
+        return session.get(Mark, (day, set_spec))
+
+
+def newest_done(engine: Engine, before: date, set_spec: str) -> date | None:
+    """Return the newest day before `before` that is done for a set."""
+    with Session(engine) as session:
+        return session.scalar(
+            select(func.max(Mark.day)).where(
+                Mark.done, Mark.set_spec == set_spec, Mark.day < before
+            )
+        )
+
+
+def sightings_by_day(engine: Engine, days: Iterable[date]) -> dict[date, dict[str, int]]:
+    """Count what each of `days` brought: `{day: {"new": n, "updated": n, "deleted": n}}`."""
+    counts = {day: {"new": 0, "updated": 0, "deleted": 0} for day in days}
+    query = select(Sighting.day, Sighting.kind, func.count()).group_by(Sighting.day, Sighting.kind)
+    with Session(engine) as session:
+        for day, kind, number in session.execute(query.where(Sighting.day.in_(list(counts)))):
+            counts[day][kind] = number
+    return counts
+
+
+def papers_in_store(engine: Engine) -> int:
+    """Count the papers that are not deleted."""
+    with Session(engine) as session:
+        return session.scalar(select(func.count()).where(Paper.deleted.is_(False))) or 0
