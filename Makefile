@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: .venv/control ## Boot two throw-away hosts, run site.yml on them, and show a scheduled run
+demo: ## Boot two throw-away hosts, run site.yml on them, and show a scheduled run
 	@demo/run $(STATE)
 
 test: .venv/dev ## Lint, unit tests, and Molecule on real hosts

@@ -14,7 +14,7 @@ import pytest
 
 SOURCES = Path(__file__).parents[1] / "src"
 
-TASKS = '''
+TASKS = """
 import os
 import sys
 import time
@@ -62,7 +62,7 @@ class Root(luigi.Task):
     def run(self):
         with self.output().open("w") as file:
             file.write("done")
-'''
+"""
 
 # The lock's place is the host's to mount; a test cannot write to /run.
 STARTER = """

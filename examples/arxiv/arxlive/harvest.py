@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 # Luigi prints what is logged below its own logger.
 log = logging.getLogger("luigi-interface.arxlive")
 
-LONGEST_WAIT = (
-    900.0  # seconds; a server that asks for more is not waited for: the next run tries again
-)
+LONGEST_WAIT = 900.0  # seconds; a server that asks for more is not waited for: the next run tries again
 RESTARTS = 3  # how often a day is begun anew because its resumption token was refused
 
 
@@ -86,9 +84,7 @@ def read_day(
                 return
 
 
-def _one_pass(
-    client: Scythe, day: date, set_spec: str, pace: float, retries: int
-) -> Iterator[Page]:
+def _one_pass(client: Scythe, day: date, set_spec: str, pace: float, retries: int) -> Iterator[Page]:
     query = {
         "verb": "ListRecords",
         "metadataPrefix": "arXiv",
@@ -142,9 +138,7 @@ def _check_size(day: date, so_far: int, size: int | None, day_over: bool) -> Non
     log.warning("%s: %d records read of a list of %d that still grows", day, so_far, size)
 
 
-def _ask(
-    client: Scythe, query: dict[str, str], pace: float, retries: int
-) -> tuple[OAIResponse, ET.Element]:
+def _ask(client: Scythe, query: dict[str, str], pace: float, retries: int) -> tuple[OAIResponse, ET.Element]:
     """Send one request, repeat it where that may help, and return a whole OAI-PMH document."""
     wait = pace
     for attempt in range(retries + 1):
@@ -158,15 +152,13 @@ def _ask(
             status = response.status_code
             if status == httpx2.codes.TOO_MANY_REQUESTS or status >= 500:
                 fault = f"HTTP {status}"
-                asked = retry_after(
-                    response.headers.get("Retry-After"), response.headers.get("Date")
-                )
+                asked = retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
                 wait = wait if asked is None else asked
             elif status != httpx2.codes.OK:
                 raise HarvestError(f"HTTP {status} from {response.url}")
             else:
                 try:
-                    # The standard parser mends nothing, and expat itself bounds the growth of entities.
+                    # The standard parser mends nothing; expat itself bounds what entities expand to.
                     root = ET.fromstring(response.content)  # noqa: S314
                 except ET.ParseError as error:
                     fault = f"a page that is not whole ({error})"
@@ -175,9 +167,7 @@ def _ask(
                         raise HarvestError(f"{response.url} answers <{root.tag}>, not OAI-PMH")
                     return OAIResponse(response, params=query), root
         if wait > LONGEST_WAIT:
-            raise HarvestError(
-                f"{fault}; the server asks to wait for {wait:.0f} s, which is too long"
-            )
+            raise HarvestError(f"{fault}; the server asks to wait for {wait:.0f} s, which is too long")
         if attempt < retries:
             log.warning("%s: asking again in %.1f s", fault, max(pace, wait))
     raise HarvestError(f"{fault}; asked {retries + 1} times")

@@ -110,9 +110,7 @@ def _day(identifier: str, parent: Element, path: str) -> date | None:
     try:
         return date.fromisoformat(text[:10])
     except ValueError as error:
-        raise RecordError(
-            f"{identifier}: {path.rpartition('}')[2]} is no date: {text!r}"
-        ) from error
+        raise RecordError(f"{identifier}: {path.rpartition('}')[2]} is no date: {text!r}") from error
 
 
 def _author(author: Element) -> dict[str, str | list[str]]:
@@ -120,9 +118,7 @@ def _author(author: Element) -> dict[str, str | list[str]]:
     for part in ("keyname", "forenames", "suffix"):
         if name := _line(author, f"{ARXIV}{part}"):
             names[part] = name
-    places = [
-        " ".join((place.text or "").split()) for place in author.iterfind(f"{ARXIV}affiliation")
-    ]
+    places = [" ".join((place.text or "").split()) for place in author.iterfind(f"{ARXIV}affiliation")]
     if places:
         names["affiliation"] = places
     return names

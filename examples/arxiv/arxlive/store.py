@@ -17,6 +17,7 @@ from sqlalchemy import (
     Double,
     Engine,
     ForeignKey,
+    NullPool,
     String,
     Text,
     create_engine,
@@ -67,7 +68,7 @@ class Paper(Base):
 
 
 class Sighting(Base):
-    """That a day's list held a paper, and what this was: `new` to the store, `updated`, `deleted`."""
+    """That a day's list held a paper, and what it was then: `new`, `updated` or `deleted`."""
 
     __tablename__ = "sighting"
 
@@ -99,7 +100,8 @@ def open_store(url: str) -> Engine:
         if database.database in (None, "", ":memory:"):
             raise ValueError("a database in memory forgets which days are done: name a file")
         Path(str(database.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(database)
+    # No pool: Luigi forks its workers, and a connection must not be shared by two processes.
+    engine = create_engine(database, poolclass=NullPool)
     Base.metadata.create_all(engine)
     return engine
 
@@ -123,8 +125,7 @@ def save(engine: Engine, day: date, set_spec: str, page: Page) -> None:
 def _upsert(session: Session, day: date, records: Sequence[Record]) -> None:
     ids = {record.paper_id for record in records}
     papers = {
-        paper.paper_id: paper
-        for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))
+        paper.paper_id: paper for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))
     }
     kinds = {}
     for record in records:
@@ -167,9 +168,7 @@ def newest_done(engine: Engine, before: date, set_spec: str) -> date | None:
     """Return the newest day before `before` that is done for a set."""
     with Session(engine) as session:
         return session.scalar(
-            select(func.max(Mark.day)).where(
-                Mark.done, Mark.set_spec == set_spec, Mark.day < before
-            )
+            select(func.max(Mark.day)).where(Mark.done, Mark.set_spec == set_spec, Mark.day < before)
         )
 
 

@@ -62,6 +62,14 @@ def _engine(url: str) -> Engine:
     return store.open_store(url)
 
 
+class DatabaseUrl(luigi.StrParameter):
+    """A SQLAlchemy URL; wherever Luigi shows or logs its parameters, the password is `***`."""
+
+    def serialize(self, x: str) -> str:
+        """Hide the password."""
+        return make_url(x).render_as_string(hide_password=True) if x else x
+
+
 class ArxivTask(luigi.Task):
     """What all tasks here are told: where to read, where to write, and how slowly."""
 
@@ -78,9 +86,8 @@ class ArxivTask(luigi.Task):
     data_dir = luigi.StrParameter(
         default="/data", significant=False, description="where the reports and the SQLite file go"
     )
-    # Neither in the task's name nor on the scheduler's page: it may hold a password.
-    database_url = luigi.StrParameter(
-        default=os.environ.get("ARXLIVE_DATABASE_URL", ""),
+    database_url = DatabaseUrl(
+        default="",
         significant=False,
         visibility=ParameterVisibility.PRIVATE,
         description="SQLAlchemy URL; default: $ARXLIVE_DATABASE_URL, else a file in data_dir",
@@ -91,7 +98,8 @@ class ArxivTask(luigi.Task):
 
     def engine(self) -> Engine:
         """Return the database of this run, its tables made."""
-        url = self.database_url or f"sqlite:///{Path(self.data_dir).absolute()}/arxlive.sqlite3"
+        url = self.database_url or os.environ.get("ARXLIVE_DATABASE_URL")
+        url = url or f"sqlite:///{Path(self.data_dir).absolute()}/arxlive.sqlite3"
         return _engine(database_of(url, production=self.production))
 
     def derive(self, task: type[T], **own: object) -> T:
@@ -112,6 +120,11 @@ class HarvestDay(ArxivTask):
     # Luigi runs one at a time of the tasks that share a resource, whatever --workers says: arXiv
     # asks for one connection.
     resources = {"oai": 1}  # noqa: RUF012 - Luigi declares it as an attribute of the instance
+
+    @property
+    def priority(self) -> int:  # type: ignore[override]  # Luigi's own way to compute it
+        """Read the oldest day first."""
+        return -self.day.toordinal()
 
     def complete(self) -> bool:
         """Ask the mark in the database."""
@@ -134,9 +147,7 @@ class DatedTask(ArxivTask):
     """What a run for a date covers."""
 
     date = luigi.DateParameter(description="the last day, see the module's own words")
-    lookback_days = luigi.IntParameter(
-        default=7, description="how many days before it are made up for"
-    )
+    lookback_days = luigi.IntParameter(default=7, description="how many days before it are made up for")
     sets = luigi.StrParameter(
         default="", description="OAI sets with commas between, as cs,physics:hep-th; default: all"
     )
@@ -183,9 +194,7 @@ class Report(DatedTask):
         engine = self.engine()
         days = self.days()
         counts = store.sightings_by_day(engine, days)
-        marks = {
-            day: [store.mark_of(engine, day, spec) for spec in self.set_specs()] for day in days
-        }
+        marks = {day: [store.mark_of(engine, day, spec) for spec in self.set_specs()] for day in days}
         done = {day: all(mark is not None and mark.done for mark in marks[day]) for day in days}
         report: dict[str, Any] = {
             "date": self.date.isoformat(),
@@ -223,10 +232,7 @@ class Report(DatedTask):
                     "from": (before + dt.timedelta(days=1)).isoformat(),
                     "until": (first - dt.timedelta(days=1)).isoformat(),
                 }
-                log.warning(
-                    "%(from)s to %(until)s: never harvested (%(set)s); use a larger --lookback-days",
-                    gap,
-                )
+                log.warning("%(from)s to %(until)s: never harvested (%(set)s); see --lookback-days", gap)
                 gaps.append(gap)
         return gaps
 

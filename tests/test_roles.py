@@ -1,0 +1,54 @@
+"""What every role keeps to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+ROLES = sorted((REPOSITORY / "roles").iterdir())
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_defaults_and_argument_spec_name_the_same_variables(role: Path) -> None:
+    defaults = set(load(role / "defaults/main.yml"))
+    specified = set(load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"])
+    assert defaults == specified
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_variable_carries_the_role_s_name(role: Path) -> None:
+    assert [name for name in load(role / "defaults/main.yml") if not name.startswith(f"{role.name}_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_internals_stay_out_of_the_defaults(role: Path) -> None:
+    internals = role / "vars/main.yml"
+    names = load(internals) if internals.exists() else {}
+    assert [name for name in names if not name.startswith(f"__{role.name}_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_no_role_reads_another_s_variables(role: Path) -> None:
+    others = [f"{other.name}_" for other in ROLES if other != role]
+    mine = set(load(role / "defaults/main.yml"))
+    foreign = {name for other in ROLES if other != role for name in load(other / "defaults/main.yml")} - mine
+    text = "\n".join(path.read_text() for path in role.rglob("*") if path.suffix in {".yml", ".j2"})
+    assert others
+    assert sorted(name for name in foreign if name in text) == []
+
+
+def test_the_page_of_variables_is_what_the_roles_say() -> None:
+    made = subprocess.run(
+        [sys.executable, REPOSITORY / "docs/generate-variables"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (REPOSITORY / "docs/variables-roles.md").read_text() == made
