@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arxiv"
+SERVER = EXAMPLE / "oai_server" / "server.py"
 REAL_RECORDS = Path(__file__).parents[2].parent / "shared" / "arxiv"
 # A pipeline in a container finds its package on PYTHONPATH; here its folder takes that place.
 sys.path[:0] = [str(EXAMPLE), str(EXAMPLE / "oai_server")]
@@ -58,16 +59,15 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     def start(papers: list[dict[str, Any]] | None, *options: str | Path) -> Server:
         number = len(started)
-        arguments: list[str | Path] = [sys.executable, EXAMPLE / "oai_server" / "server.py", "--port", "0"]
+        # Without the packages of this environment: the server runs on a bare host.
+        arguments: list[str | Path] = [sys.executable, "-S", "-E", SERVER, "--port", "0"]
         if papers is not None:
             catalogue = tmp_path / f"catalogue-{number}.json"
             catalogue.write_text(json.dumps({"papers": papers}), encoding="utf-8")
             arguments += ["--catalogue", catalogue]
         log = tmp_path / f"server-{number}.log"
         with log.open("w") as errors:
-            process = subprocess.Popen(
-                [*arguments, *options], stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+            process = subprocess.Popen([*arguments, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
         started.append(process)
         assert process.stdout is not None
         said = re.search(r"http://\S+", process.stdout.readline())

@@ -123,8 +123,8 @@ class HarvestDay(ArxivTask):
 
     @property
     def priority(self) -> int:  # type: ignore[override]  # Luigi's own way to compute it
-        """Read the oldest day first."""
-        return -self.day.toordinal()
+        """Read the oldest day first; Luigi raises a negative priority to that of the report, 0."""
+        return (dt.date.max - self.day).days
 
     def complete(self) -> bool:
         """Ask the mark in the database."""

@@ -1,1 +1,72 @@
 """Where runs execute: one module per engine, behind one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from standpipe.errors import StandpipeError
+
+
+class CannotStart(StandpipeError):
+    """A run that could not be started: `reason` is the ledger's (engine, image, no_space)."""
+
+    def __init__(self, reason: str, message: str, exit_code: int) -> None:
+        """Keep the ledger's reason and the command's exit code beside the message."""
+        super().__init__(message)
+        self.reason = reason
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the engine says of a run's container; times are RFC 3339, `exit_code` is None while it runs."""
+
+    id: str
+    name: str
+    run: str | None
+    running: bool
+    exit_code: int | None
+    started_at: str | None
+    ended_at: str | None
+    image: str
+    commit: str | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a container's log: when (RFC 3339), which stream (stdout or stderr), and its bytes."""
+
+    time: str
+    stream: str
+    data: bytes
+
+
+class Engine(Protocol):
+    """What a run needs of an engine. Every method raises EngineUnavailable where it does not answer."""
+
+    def start(self, pipeline: str, run: str, arguments: list[str]) -> str:
+        """Start a run's container, exclusively; return its id. Raises AlreadyRunning or CannotStart."""
+
+    def find(self, pipeline: str, run: str) -> Container | None:
+        """Return a run's container, running or ended."""
+
+    def holder(self, pipeline: str) -> Container | None:
+        """Return the container that holds the pipeline's name, whoever started it."""
+
+    def log(self, container: str) -> Iterator[Line]:
+        """Yield the lines of a container's log from its first, until it ends or the connection breaks."""
+
+    def stop(self, container: str, grace: int) -> None:
+        """Ask a container to end, and end it after `grace` seconds."""
+
+    def release(self, container: Container) -> None:
+        """Free the pipeline's name, and remove the container."""
+
+    def discard_images(self, pipeline: str, keep: int) -> list[str]:
+        """Remove a pipeline's images but the newest `keep` and those in use; return what was removed."""
+
+    def version(self) -> str:
+        """Name the engine and its version."""

@@ -1,0 +1,294 @@
+"""The command `standpipe`: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+from standpipe.errors import ConfigurationError, InternalError, StandpipeError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from standpipe.engines import Line
+    from standpipe.ledger import Ledger
+
+# Each subcommand imports what it needs when it is called: a run should not wait for what only doctor uses.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code. Errors are one message on standard error."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.call(arguments))
+    except StandpipeError as error:
+        for line in str(error).splitlines():
+            print(f"standpipe: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has read enough
+        return 0
+    except PermissionError as error:
+        if os.geteuid() == 0:
+            raise
+        print(f"standpipe: {error.filename} is root's alone: use sudo, or ansible with --become", file=sys.stderr)
+        return UsageError.exit_code
+    except Exception:
+        traceback.print_exc()
+        print("standpipe: this is an error in standpipe itself; please report it with the lines above", file=sys.stderr)
+        return InternalError.exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Declare the subcommands."""
+    top = argparse.ArgumentParser(
+        prog="standpipe", description="Runs Luigi pipelines: on time, once, with every line kept."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a pipeline now")
+    run.add_argument("name")
+    when = run.add_mutually_exclusive_group()
+    when.add_argument(
+        "--date", type=day, metavar="YYYY-MM-DD", help="what {date} is; else today in the schedule's zone"
+    )
+    when.add_argument("--scheduled", action="store_true", help="claim the newest slot that is due (cron's line)")
+    run.set_defaults(call=call_run)
+
+    status = commands.add_parser("status", help="what runs, what ran last, what is next")
+    status.add_argument("name", nargs="?", help="one pipeline, with its next slots")
+    status.add_argument("--next", type=int, default=5, metavar="N", help="how many slots (5)")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(call=call_status)
+
+    history = commands.add_parser("history", help="runs, newest first")
+    history.add_argument("name", nargs="?")
+    history.add_argument("--limit", type=int, default=20, metavar="N", help="how many (20)")
+    history.add_argument("--json", action="store_true")
+    history.set_defaults(call=call_history)
+
+    logs = commands.add_parser("logs", help="the log of a run; the newest unless --run names another")
+    logs.add_argument("name")
+    logs.add_argument("--run", metavar="ID")
+    logs.add_argument("--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--timestamps", action="store_true")
+    logs.add_argument("--raw", action="store_true", help="the bytes as they were written, control characters and all")
+    logs.add_argument("--json", action="store_true", help="the records as they are spooled")
+    logs.set_defaults(call=call_logs)
+
+    doctor = commands.add_parser("doctor", help="is everything there that a run needs?")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(call=call_doctor)
+
+    reconcile = commands.add_parser("reconcile", help="register what is declared; settle what dead runners left")
+    reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
+    reconcile.set_defaults(call=call_reconcile)
+
+    check = commands.add_parser(
+        "validate",
+        help="check a declaration (on the controller)",
+        description='Reads {"pipelines": [...], "budgets": [...]} as JSON or YAML on standard input; puts out the same '
+        "with every default filled, or says what is wrong (exit code 78).",
+    )
+    check.add_argument("--resolve", action="store_true", help="ask each repository for the commit of its ref")
+    check.add_argument(
+        "--have-credentials",
+        metavar="NAME,...",
+        type=lambda text: [name for name in text.split(",") if name],
+        help="the pipelines for which the inventory holds AWS keys",
+    )
+    check.set_defaults(call=call_validate)
+    return top
+
+
+def day(text: str) -> date:
+    """Read a date of the command line."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date: write YYYY-MM-DD") from None
+
+
+def open_ledger() -> Ledger:
+    """Open this host's ledger, which is root's alone."""
+    from standpipe import paths
+    from standpipe.ledger import Ledger
+
+    if os.geteuid() != 0 and "STANDPIPE_ROOT" not in os.environ:
+        raise UsageError("the ledger is root's alone: use sudo, or ansible with --become")
+    return Ledger(paths.LEDGER)
+
+
+def call_run(arguments: argparse.Namespace) -> int:
+    """Run a pipeline, showing its log; cron's run shows a line at its start and one at its end."""
+    from standpipe import report, runner
+    from standpipe.engines.compose import ComposeEngine
+
+    ledger = open_ledger()
+    listen = quiet if arguments.scheduled else show_line
+    try:
+        run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen)
+    except StandpipeError as error:
+        if arguments.scheduled:
+            note(f"{arguments.name}: {error}")
+        raise
+    if run is None:
+        print(f"{arguments.name}: no slot is due")
+        return 0
+    told = f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {run.exit_code}, {report.took(run)}"
+    print(told, file=sys.stdout if arguments.scheduled else sys.stderr)
+    if arguments.scheduled:
+        note(told)
+    return runner.exit_code_of(run)
+
+
+def quiet(_line: Line) -> None:
+    """Show nothing: cron has nobody to show it to."""
+
+
+def show_line(line: Line) -> None:
+    """Show a line of a run as it comes; to a terminal without what would move its cursor."""
+    from standpipe.logs import spool
+
+    target = sys.stderr if line.stream == "stderr" else sys.stdout
+    try:
+        if target.isatty():
+            print(spool.printable(line.data), file=target, flush=True)
+        else:
+            target.buffer.write(line.data + b"\n")
+            target.flush()
+    except BrokenPipeError:
+        # Whoever looked on has gone; the run and its spool go on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+
+
+def note(message: str) -> None:
+    """Tell the system's journal."""
+    import syslog
+
+    syslog.openlog("standpipe")
+    syslog.syslog(message)
+
+
+def call_status(arguments: argparse.Namespace) -> int:
+    """Show what runs, what ran last, what is next."""
+    from standpipe import report
+
+    ledger, now = open_ledger(), datetime.now(UTC)
+    known = [known for known in ledger.registered() if arguments.name in (None, known.name)]
+    if arguments.name and not known:
+        names = ", ".join(pipeline.name for pipeline in ledger.registered()) or "none"
+        raise UsageError(f"this host knows no pipeline {arguments.name!r}. It knows: {names}")
+    if arguments.json:
+        pipelines = [report.status_of(ledger, pipeline, now, arguments.next) for pipeline in known]
+        print(json.dumps({"schema": report.SCHEMA, "pipelines": pipelines}, indent=1))
+    elif arguments.name:
+        print(report.history(ledger.history(arguments.name, 5)))
+        print(report.next_slots(known[0], now, arguments.next))
+    else:
+        print(report.status(ledger, now))
+    return 0
+
+
+def call_history(arguments: argparse.Namespace) -> int:
+    """Show runs, newest first."""
+    from standpipe import report
+
+    runs = open_ledger().history(arguments.name, arguments.limit)
+    print(json.dumps(report.history_as_json(runs), indent=1) if arguments.json else report.history(runs))
+    return 0
+
+
+def call_logs(arguments: argparse.Namespace) -> int:
+    """Show the log of a run."""
+    from standpipe import paths
+    from standpipe.logs import spool
+
+    ledger = open_ledger()
+    runs = ledger.history(arguments.name, 50)
+    run = arguments.run or next((run.id for run in runs if run.container), None)
+    path = paths.spool(arguments.name, run) if run else None
+    if path is None or not path.exists():
+        some = ", ".join(run.id for run in runs if run.container) or "none"
+        raise UsageError(f"no log of {arguments.name} run {run or '(none yet)'} on this host. It has runs: {some}")
+    for record in follow(arguments, ledger, path, str(run)):
+        if arguments.json:
+            print(json.dumps(record, ensure_ascii=False))
+        elif record["stream"] != "end":
+            stamp = f"{record['time']} " if arguments.timestamps else ""
+            if arguments.raw:
+                sys.stdout.buffer.write(stamp.encode() + spool.text(record) + b"\n")
+            else:
+                print(stamp + spool.printable(spool.text(record)))
+    return 0
+
+
+def follow(arguments: argparse.Namespace, ledger: Ledger, path: Path, run: str) -> Iterator[dict[str, Any]]:
+    """Yield a spool's records; with --follow, go on until the run is settled."""
+    from standpipe.logs import spool
+
+    seen = 0
+    while True:
+        noted = ledger.run(run)
+        unfinished = noted is not None and noted.outcome is None
+        for number, record in enumerate(spool.read(path), start=1):
+            if number > seen:
+                seen = number
+                yield record
+        sys.stdout.flush()
+        if not (arguments.follow and unfinished):
+            return
+        time.sleep(0.2)
+
+
+def call_doctor(arguments: argparse.Namespace) -> int:
+    """Show what was looked at; the exit code is that of the worst finding."""
+    from standpipe.doctor import examine
+    from standpipe.engines.compose import ComposeEngine
+
+    findings = list(examine(ComposeEngine()))
+    ill = [finding for finding in findings if finding.remedy]
+    if arguments.json:
+        print(json.dumps({"schema": 1, "findings": [vars(finding) for finding in findings]}, indent=1))
+    else:
+        for finding in findings:
+            print(f"{'FAIL' if finding.remedy else 'ok  '}  {finding.subject}: {finding.seen}")
+            if finding.remedy:
+                print(f"      -> {finding.remedy}")
+    return ill[0].exit_code if ill else 0
+
+
+def call_reconcile(arguments: argparse.Namespace) -> int:
+    """Register what is declared, settle what dead runners left; or forget a removed pipeline."""
+    import shutil
+
+    from standpipe import configuration, paths, runner
+    from standpipe.engines.compose import ComposeEngine
+
+    ledger = open_ledger()
+    if arguments.forget:
+        if arguments.forget in configuration.names():
+            raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")
+        ledger.forget(arguments.forget)
+        shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
+        return 0
+    runner.reconcile(ledger, ComposeEngine(), lambda message: print(message, flush=True))
+    return 0
+
+
+def call_validate(arguments: argparse.Namespace) -> int:
+    """Check the declaration on standard input, and put it out with every default filled."""
+    from standpipe import validate
+
+    declaration = validate.validate(validate.read(sys.stdin), arguments.have_credentials)
+    if arguments.resolve:
+        declaration = validate.resolve(declaration)
+    print(declaration.model_dump_json(indent=1))
+    return 0

@@ -1,0 +1,123 @@
+"""`standpipe doctor`: is everything there that a run needs at three in the morning?"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from standpipe import configuration, paths
+from standpipe.engines import Engine
+from standpipe.errors import StandpipeError
+from standpipe.ledger import Ledger
+from standpipe.pipeline import Pipeline
+from standpipe.runner import has_living_runner
+
+ENOUGH_DISK = 2_000_000_000  # bytes that a run and its log may need
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `remedy` is None where it is well."""
+
+    subject: str
+    seen: str
+    remedy: str | None = None
+    exit_code: int = 78
+
+
+def examine(engine: Engine) -> Iterator[Finding]:
+    """Look at everything in turn."""
+    yield look_at_engine(engine)
+    yield look_at_ledger()
+    yield from look_at_disks()
+    yield from look_at_services()
+    for name in configuration.names():
+        yield from look_at_pipeline(engine, name)
+    yield from look_at_unfinished()
+
+
+def look_at_engine(engine: Engine) -> Finding:
+    """Ask Docker and Compose for their versions."""
+    try:
+        return Finding("engine", engine.version())
+    except StandpipeError as error:
+        return Finding("engine", "does not answer", str(error), error.exit_code)
+
+
+def look_at_ledger() -> Finding:
+    """Let SQLite check the ledger."""
+    try:
+        ledger = Ledger(paths.LEDGER)
+        verdict = ledger.check()
+    except StandpipeError as error:
+        return Finding("ledger", "cannot be used", str(error), error.exit_code)
+    if verdict != "ok":
+        return Finding("ledger", verdict, f"set {paths.LEDGER} aside and restore a backup", 73)
+    return Finding("ledger", f"{paths.LEDGER}: ok")
+
+
+def look_at_disks() -> Iterator[Finding]:
+    """See that images, ledger and spool have room."""
+    for path in (Path("/var/lib/docker"), paths.STATE, paths.SPOOL):
+        if path.exists():
+            free = shutil.disk_usage(path).free
+            remedy = None if free >= ENOUGH_DISK else "free some space: docker system df; du -xh /var | sort -h | tail"
+            yield Finding(f"disk {path}", f"{free / 1e9:.1f} GB free", remedy, 73)
+
+
+def look_at_services() -> Iterator[Finding]:
+    """See that what starts runs, and what ships logs, is active."""
+    for service in ("cronie", "rsyslog"):
+        answer = subprocess.run(["systemctl", "is-active", service], capture_output=True, text=True, check=False)
+        state = answer.stdout.strip() or "unknown"
+        remedy = None if state == "active" else f"systemctl status {service}; or run site.yml on this host"
+        yield Finding(f"service {service}", state, remedy)
+
+
+def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:
+    """See that a pipeline's file, schedule, credentials and name are as they should be."""
+    subject = f"pipeline {name}"
+    try:
+        pipeline = configuration.load(name)
+    except StandpipeError as error:
+        yield Finding(subject, "damaged", str(error), error.exit_code)
+        return
+    again = "run site.yml on this host"
+    if pipeline.schedule and not (paths.CRON / f"standpipe-{name}").exists():
+        yield Finding(subject, "has a schedule and no cron file", again)
+    if not paths.compose_file(name).exists():
+        yield Finding(subject, "has no Compose file", again)
+    yield from look_at_credentials(pipeline)
+    try:
+        holder = engine.holder(name)
+    except StandpipeError:
+        return  # told already, of the engine
+    if holder and not holder.running:
+        yield Finding(subject, f"an ended container holds its name ({holder.run})", "standpipe reconcile", 75)
+    else:
+        yield Finding(subject, f"running ({holder.run})" if holder else "ready")
+
+
+def look_at_credentials(pipeline: Pipeline) -> Iterator[Finding]:
+    """See that a credentials file is there and is nobody else's to read; its content is not looked at."""
+    if pipeline.credentials.mode != "file":
+        return
+    path = paths.CREDENTIALS / pipeline.name
+    if not path.is_file():
+        yield Finding(f"pipeline {pipeline.name}", f"{path} is missing", "run site.yml on this host")
+    elif path.stat().st_mode & 0o077:
+        yield Finding(f"pipeline {pipeline.name}", f"{path} can be read by others", f"chmod 0400 {path}")
+
+
+def look_at_unfinished() -> Iterator[Finding]:
+    """See whether a runner died and left its run."""
+    try:
+        unfinished = Ledger(paths.LEDGER).unfinished()
+    except StandpipeError:
+        return  # told already, of the ledger
+    for run in unfinished:
+        if not has_living_runner(run.id):
+            yield Finding(f"run {run.id}", f"of {run.pipeline} has lost its runner", "standpipe reconcile", 75)

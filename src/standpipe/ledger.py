@@ -1,0 +1,281 @@
+"""Slots and runs, in SQLite: what was claimed, what came of it, and why.
+
+A run goes claimed, started, ended, settled, and never back; the ledger is flushed to disk at each
+step (`synchronous=FULL`). A slot has one row, and ends in one outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from standpipe.errors import NotWritable
+from standpipe.pipeline import Pipeline, Schedule
+
+# Each is applied once, in one transaction, in this order; PRAGMA user_version counts them.
+MIGRATIONS = (
+    """
+    CREATE TABLE pipelines (
+        name TEXT PRIMARY KEY,
+        registered_at TEXT NOT NULL,
+        schedule TEXT,
+        schedule_since TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY,
+        pipeline TEXT NOT NULL,
+        slot TEXT,
+        trigger TEXT NOT NULL,
+        date TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('claimed', 'started', 'ended', 'settled')),
+        ending TEXT,
+        outcome TEXT,
+        reason TEXT,
+        exit_code INTEGER,
+        claimed_at TEXT NOT NULL,
+        started_at TEXT,
+        ended_at TEXT,
+        commit_id TEXT,
+        image TEXT,
+        container TEXT,
+        receipt TEXT,
+        CHECK ((state = 'settled') = (outcome IS NOT NULL))
+    ) STRICT;
+    CREATE INDEX runs_by_pipeline ON runs (pipeline, id);
+    CREATE UNIQUE INDEX one_unfinished_run ON runs (pipeline) WHERE state <> 'settled';
+    CREATE TABLE slots (
+        pipeline TEXT NOT NULL,
+        slot TEXT NOT NULL,
+        run TEXT NOT NULL REFERENCES runs (id),
+        PRIMARY KEY (pipeline, slot)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished."""
+
+    id: str
+    pipeline: str
+    slot: str | None
+    trigger: str
+    date: str
+    state: str
+    ending: str | None
+    outcome: str | None
+    reason: str | None
+    exit_code: int | None
+    claimed_at: str
+    started_at: str | None
+    ended_at: str | None
+    commit_id: str | None
+    image: str | None
+    container: str | None
+    receipt: str | None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A pipeline that this host knows, its schedule, and the instant from which that schedule names slots."""
+
+    name: str
+    registered_at: str
+    schedule: Schedule | None
+    schedule_since: datetime
+
+
+class SlotRecorded(Exception):
+    """The slot has its record already."""
+
+
+def timestamp(instant: datetime) -> str:
+    """Write an aware instant as RFC 3339 in UTC, to the microsecond."""
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Ledger:
+    """The ledger's file, open. Every method is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the ledger, make it where there is none, and bring it to this version's tables."""
+        self.path = path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+            path.chmod(0o600)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+        except (sqlite3.Error, OSError) as error:
+            raise unwritable(path, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _migrate(self) -> None:
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise NotWritable(
+                f"the ledger {self.path} was written by a newer standpipe (tables {version}, this one knows "
+                f"{len(MIGRATIONS)}): install that version again, by `ansible-playbook site.yml`"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise unwritable(self.path, error) from error
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def register(self, pipeline: Pipeline, now: datetime) -> None:
+        """Note a pipeline from its first sight on; a changed schedule applies from `now`."""
+        schedule = pipeline.schedule.model_dump_json() if pipeline.schedule else None
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO pipelines VALUES (:name, :now, :schedule, :now) ON CONFLICT (name) DO UPDATE SET"
+                " schedule = :schedule, schedule_since = :now WHERE schedule IS NOT :schedule",
+                {"name": pipeline.name, "now": timestamp(now), "schedule": schedule},
+            )
+
+    def registered(self) -> list[Registered]:
+        """Return the pipelines that this host knows, by name."""
+        rows = self._select("SELECT * FROM pipelines ORDER BY name")
+        return [
+            Registered(
+                row["name"],
+                row["registered_at"],
+                Schedule.model_validate(json.loads(row["schedule"])) if row["schedule"] else None,
+                datetime.fromisoformat(row["schedule_since"]),
+            )
+            for row in rows
+        ]
+
+    def forget(self, name: str) -> None:
+        """Remove a pipeline's registration, slots and runs."""
+        with self._transaction() as db:
+            for table, column in (("slots", "pipeline"), ("runs", "pipeline"), ("pipelines", "name")):
+                db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608  # names of ours
+
+    def has_slot(self, pipeline: str, slot: datetime) -> bool:
+        """Say whether a slot has its record."""
+        return bool(self._select("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", pipeline, timestamp(slot)))
+
+    def claim(
+        self, run: str, pipeline: str, trigger: str, day: date, slot: datetime | None, now: datetime
+    ) -> Run | None:
+        """Claim a pipeline, and a slot of it, for `run`.
+
+        Returns None, or the unfinished run that holds the pipeline: the attempt and its slot are then
+        on record as skipped. Raises SlotRecorded where another run was quicker with the slot.
+        """
+        with self._transaction() as db:
+            if slot and self.has_slot(pipeline, slot):
+                raise SlotRecorded
+            row = db.execute("SELECT * FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
+            settled = ("settled", "skipped", "held", 75) if row else ("claimed", None, None, None)
+            db.execute(
+                "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, exit_code)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run,
+                    pipeline,
+                    timestamp(slot) if slot else None,
+                    trigger,
+                    day.isoformat(),
+                    timestamp(now),
+                    *settled,
+                ),
+            )
+            if slot:
+                db.execute("INSERT INTO slots VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
+        return Run(**row) if row else None
+
+    def started(self, run: str, container: str) -> None:
+        """Note the container that a claimed run was started as."""
+        self._advance(run, "claimed", "started", container=container)
+
+    def ending(self, run: str, why: str) -> None:
+        """Note that a run is being ended, and why (`timed_out` or `stopped`), before it is."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET ending = ? WHERE id = ? AND ending IS NULL", (why, run))
+
+    def settle(
+        self,
+        run: str,
+        outcome: str,
+        *,
+        reason: str | None = None,
+        exit_code: int | None = None,
+        started_at: str | None = None,
+        ended_at: str | None = None,
+        commit_id: str | None = None,
+        image: str | None = None,
+    ) -> None:
+        """Note what came of a run, once; a run that is settled stays as it is."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?, started_at = ?,"
+                " ended_at = ?, commit_id = ?, image = ? WHERE id = ? AND state <> 'settled'",
+                (outcome, reason, exit_code, started_at, ended_at, commit_id, image, run),
+            )
+
+    def _advance(self, run: str, before: str, state: str, container: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, container = ? WHERE id = ? AND state = ?", (state, container, run, before)
+            )
+
+    def run(self, run: str) -> Run | None:
+        """Return one run."""
+        rows = self._select("SELECT * FROM runs WHERE id = ?", run)
+        return Run(**rows[0]) if rows else None
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs that are not settled."""
+        return [Run(**row) for row in self._select("SELECT * FROM runs WHERE state <> 'settled' ORDER BY id")]
+
+    def history(self, pipeline: str | None, limit: int) -> list[Run]:
+        """Return the newest `limit` runs, newest first."""
+        if pipeline is None:
+            rows = self._select("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
+        else:
+            rows = self._select("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
+        return [Run(**row) for row in rows]
+
+    def check(self) -> str:
+        """Return SQLite's own word on the file: "ok", or what is damaged."""
+        return str(self._select("PRAGMA quick_check(1)")[0][0])
+
+    def _select(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise unwritable(self.path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> NotWritable:
+    """Say what is wrong with a ledger, and what to do."""
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        remedy = "set it aside (mv), and restore a backup or let standpipe begin a new one"
+    else:
+        remedy = "check the disk (df), and that this is root"
+    return NotWritable(f"the ledger {path} cannot be used ({error}): {remedy}")

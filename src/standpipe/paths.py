@@ -1,0 +1,28 @@
+"""Where things lie on a managed host. Tests set STANDPIPE_ROOT to have them elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("STANDPIPE_ROOT", "/"))
+
+PIPELINES = ROOT / "etc/standpipe/pipelines"
+CREDENTIALS = ROOT / "etc/standpipe/credentials"
+CRON = ROOT / "etc/cron.d"
+CONTEXTS = ROOT / "opt/standpipe"
+STATE = ROOT / "var/lib/standpipe"
+LEDGER = STATE / "ledger.sqlite3"
+LOCKS = STATE / "lock"
+RUNNERS = STATE / "runners"
+SPOOL = ROOT / "var/spool/standpipe"
+
+
+def compose_file(pipeline: str) -> Path:
+    """Return the Compose file of a pipeline."""
+    return CONTEXTS / pipeline / "docker/docker-compose.yml"
+
+
+def spool(pipeline: str, run: str) -> Path:
+    """Return the file that holds a run's log lines."""
+    return SPOOL / pipeline / f"{run}.ndjson"

@@ -1,0 +1,331 @@
+"""The declared pipeline: the only place that knows its schema.
+
+`standpipe validate` checks declarations against it on the controller, the roles render from its
+output, and the host reads the same back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from datetime import date
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from standpipe import cron
+
+# The minor versions that the official Python images serve.
+PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def parse_duration(value: object) -> int:
+    """Read "4h", "1h30m" or a number of seconds; return whole seconds, at least one."""
+    text = str(value).strip()
+    if re.fullmatch(r"\d+", text):
+        seconds = int(text)
+    elif match := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text):
+        seconds = sum(int(n or 0) * unit for n, unit in zip(match.groups(), UNITS.values(), strict=True))
+    else:
+        raise ValueError('is not a duration. Write for example "4h", "90m" or "1h30m"')
+    if seconds == 0:
+        raise ValueError('is no time at all. Write for example "4h"')
+    return seconds
+
+
+def format_duration(seconds: int) -> str:
+    """Write whole seconds as parse_duration reads them: 5400 is "1h30m"."""
+    parts = []
+    for unit, size in UNITS.items():
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def check_cron(text: str) -> str:
+    """Check a cron line against what both cronie and this program understand."""
+    cron.check(text)
+    return text
+
+
+def check_timezone(name: str) -> str:
+    """Check that a time zone exists; suggest names that are near."""
+    zones = available_timezones()
+    if name not in zones:
+        near = difflib.get_close_matches(name, sorted(zones), n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else 'Write for example "Europe/London" or "UTC"'
+        raise ValueError(f"is no time zone. {hint}")
+    return name
+
+
+def check_repository(address: str) -> str:
+    """Check a git address; a password in it is refused and not repeated."""
+    if re.match(r"[a-z+]+://[^/@]*:[^/@]*@", address):
+        raise ValueError("holds a password. Use a deploy key (git@host:path) or a credential helper")
+    if not re.match(r"(https?|ssh|git|file)://\S+$|[\w.-]+@[\w.-]+:\S+$|/\S+$", address):
+        raise ValueError("is no git address. Write for example https://git.example.org/name.git")
+    return address
+
+
+def check_ref(ref: str) -> str:
+    """Check that a text can be a git ref (git-check-ref-format)."""
+    if not re.fullmatch(r"[\w][\w./+-]*", ref) or ".." in ref or ref.endswith((".", "/", ".lock")):
+        raise ValueError("cannot be a git ref. Name a tag, a branch or a commit")
+    return ref
+
+
+def check_relative_path(path: str) -> str:
+    """Check that a path stays inside the pipeline's repository."""
+    if path.startswith(("/", "-")) or ".." in path.split("/") or not re.fullmatch(r"[\w./+-]+", path):
+        raise ValueError("is no path inside the repository. Write for example requirements.txt")
+    return path
+
+
+def check_python(version: str) -> str:
+    """Check that a base image serves a Python version."""
+    if version not in PYTHON_VERSIONS:
+        raise ValueError(f"is no Python version that a base image serves. Choose of {', '.join(PYTHON_VERSIONS)}")
+    return version
+
+
+def check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Check the names of Luigi parameters, and that each has a value."""
+    for name, value in parameters.items():
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+            raise ValueError(f"has the parameter {name!r}: names are snake_case, as in the Luigi task")
+        if value is None:
+            raise ValueError(f"has no value for the parameter {name!r}. Give it one, or leave it out")
+    return parameters
+
+
+def matching(pattern: str, remedy: str) -> AfterValidator:
+    """Make a validator for texts of one pattern, with the remedy for others."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(remedy)
+        return value
+
+    return AfterValidator(check)
+
+
+def as_text(value: object) -> object:
+    """Take a number for its text: YAML reads an unquoted 3.13 or 0.3 as one."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration),
+    WithJsonSchema({"type": ["string", "integer"], "description": "such as 4h, 90m, 1h30m; or seconds"}),
+]
+Name = Annotated[
+    str,
+    matching(
+        r"[a-z][a-z0-9-]{1,21}",
+        "cannot name a container and an account. Use 2 to 22 of a-z, 0-9 and -, beginning with a letter",
+    ),
+]
+Text = Annotated[str, BeforeValidator(as_text)]
+
+
+class Part(BaseModel):
+    """A part of a declaration: no key that is not known, no change after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Part):
+    """Where a pipeline's code comes from."""
+
+    repo: Annotated[str, AfterValidator(check_repository)] = Field(description="git address of the code")
+    version: Annotated[Text, AfterValidator(check_ref)] = Field(
+        "dev", description="tag, branch or commit; resolved to a commit at each converge"
+    )
+    requirements: Annotated[str, AfterValidator(check_relative_path)] = Field(
+        "requirements.txt", description="the pipeline's own requirements, a path in its repository"
+    )
+    commit: Annotated[str, matching(r"[0-9a-f]{40}", "is no commit: 40 hexadecimal digits")] | None = Field(
+        None, description="what `version` was resolved to; filled in by `standpipe validate --resolve`"
+    )
+
+
+class Task(Part):
+    """What Luigi is asked to run."""
+
+    module: Annotated[
+        str,
+        matching(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", "is no Python module. Write for example arxlive.tasks"),
+    ] = Field(description="Python module of the task")
+    name: Annotated[str, matching(r"[A-Za-z_][\w.]*", "is no name of a Luigi task. Write for example RootTask")] = (
+        Field(description="name of the task")
+    )
+    params: Annotated[dict[str, Any], AfterValidator(check_parameters)] = Field(
+        default_factory=dict,
+        description="Luigi parameters, snake_case; `{date}` is the slot's date; true: a bare flag, false: absent",
+    )
+
+
+class Schedule(Part):
+    """When a pipeline runs."""
+
+    cron: Annotated[str, AfterValidator(check_cron)] = Field("0 3 * * 0-4", description="five fields, as in crontab(5)")
+    timezone: Annotated[str, AfterValidator(check_timezone)] = Field(
+        "UTC", description="the zone of those fields, whatever the host's own"
+    )
+    start_within: Duration = Field(6 * 3600, description="how late a slot may still be started")
+
+
+class Credentials(Part):
+    """How a pipeline gets its AWS credentials."""
+
+    mode: Literal["role", "file"] = Field(
+        "role", description="`role`: the host's instance role; `file`: keys from the vault, in a file"
+    )
+
+
+class Resources(Part):
+    """What a container may use."""
+
+    memory: Annotated[Text, matching(r"[1-9]\d*[kmg]?", 'is no size. Write for example "512m" or "2g"')] = Field(
+        "2g", description="memory"
+    )
+    cpus: float = Field(1, gt=0, description="CPUs")
+    pids: int = Field(512, ge=16, description="processes and threads")
+
+
+class Pipeline(Part):
+    """A Luigi entry point with its code, image, schedule and credentials."""
+
+    name: Name = Field(description="2 to 22 of a-z, 0-9 and -, beginning with a letter")
+    state: Literal["present", "absent"] = Field("present", description="`absent` removes it from the hosts")
+    source: Source | None = None
+    python: Annotated[Text, AfterValidator(check_python)] = Field("3.13", description="Python version of the image")
+    task: Task | None = None
+    schedule: Schedule | None = Field(default_factory=Schedule, description="null: by hand only")
+    user: Annotated[str, matching(r"[a-z_][a-z0-9_-]{0,31}", "is no name of an account")] = Field(
+        "root", description="whose cron line it is"
+    )
+    timeout: Duration = Field(4 * 3600, description="how long a run may take")
+    stop_grace: Duration = Field(300, description="how long Luigi may go on with its current task after a stop")
+    engine: Literal["compose"] = Field("compose", description="where runs execute")
+    credentials: Credentials = Credentials()
+    resources: Resources = Resources()
+    keep_images: int = Field(3, ge=1, description="how many images of it a host keeps")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Pipeline:
+        """Only what is to be absent may lack its code and its task."""
+        if self.state == "present":
+            for key in ("source", "task"):
+                if getattr(self, key) is None:
+                    raise ValueError(f"{key}: is missing. {MISSING[key]}")
+        return self
+
+
+MISSING = {
+    "source": "Say where the code is: source: {repo: https://git.example.org/name.git}",
+    "task": "Say what Luigi runs: task: {module: arxlive.tasks, name: RootTask}",
+}
+
+
+class Declaration(Part):
+    """All that is declared for a host."""
+
+    pipelines: list[Pipeline]
+    budgets: list[Any] = Field(default_factory=list, max_length=0)
+
+
+# Keys of later releases: refused by name, so that nobody believes that they act.
+LATER = {
+    "retries": "pipeline",
+    "late_after": "pipeline",
+    "budgets": "pipeline",
+    "if_missed": "schedule",
+    "role_arn": "credentials",
+}
+
+
+def problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
+    """Put pydantic's findings in the words of the declaration: pipeline, key, value, remedy."""
+    return [_problem(finding, document) for finding in error.errors(include_url=False)]
+
+
+def _problem(finding: Any, document: dict[str, Any]) -> str:
+    where = list(finding["loc"])
+    owner = "the declaration"
+    if where[:1] == ["pipelines"] and len(where) > 1 and isinstance(where[1], int):
+        pipeline = document["pipelines"][where[1]]
+        name = pipeline.get("name") if isinstance(pipeline, dict) else None
+        owner = f"pipeline {name!r}" if isinstance(name, str) else f"pipeline number {where[1] + 1}"
+        where = where[2:]
+    key = ".".join(str(part) for part in where)
+    return f"{owner}: {key}: {_told(finding, where)}" if key else f"{owner}: {_told(finding, where)}"
+
+
+def _told(finding: Any, where: list[Any]) -> str:
+    kind, value = finding["type"], finding["input"]
+    # A git address may hold a password; it is not repeated.
+    shown = "the address" if where[-1:] == ["repo"] else json.dumps(value, default=str)
+    if kind == "value_error":
+        message = str(finding["ctx"]["error"])
+        return f"{shown} {message}" if where else message
+    if kind == "extra_forbidden":
+        if where[-1] in LATER:
+            return "is not in this release. Leave it out"
+        near = difflib.get_close_matches(str(where[-1]), known_keys(where[:-1]), n=1)
+        return f"is no key that Standpipe knows. {f'Did you mean {near[0]}?' if near else 'Leave it out'}"
+    if kind == "missing":
+        return "is missing. Give it a value"
+    if kind == "literal_error":
+        return f"{shown} is not possible. Choose of {finding['ctx']['expected'].replace(' or ', ', ')}"
+    if kind == "too_long":
+        return "budgets are not in this release. Leave them out"
+    return f"{shown} is wrong: {finding['msg'][0].lower()}{finding['msg'][1:]}"
+
+
+def known_keys(where: list[Any]) -> list[str]:
+    """Name the keys that a part of a pipeline has, by the path of that part."""
+    parts: dict[str, type[Part]] = {
+        "source": Source,
+        "task": Task,
+        "schedule": Schedule,
+        "credentials": Credentials,
+        "resources": Resources,
+    }
+    return list((parts.get(str(where[-1]), Pipeline) if where else Pipeline).model_fields)
+
+
+def luigi_arguments(pipeline: Pipeline, day: date) -> list[str]:
+    """Make Luigi's command line of a pipeline's task for one date.
+
+    `snake_case` becomes `--kebab-case`; true is the bare flag, false is absent; lists and dicts are
+    JSON; `{date}` in a text is the date, as YYYY-MM-DD.
+    """
+    if pipeline.task is None:
+        raise ValueError(f"pipeline {pipeline.name} has no task")
+    arguments = ["--module", pipeline.task.module, pipeline.task.name]
+    for name, value in pipeline.task.params.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            arguments.append(flag)
+        elif value is not False:
+            text = value if isinstance(value, str) else json.dumps(value)
+            arguments += [flag, text.replace("{date}", day.isoformat())]
+    return arguments

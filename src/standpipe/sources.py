@@ -1,0 +1,122 @@
+"""What a ref is at a repository, asked of git itself.
+
+Commits are fetched, without their files' content, into a cache of bare repositories below
+$XDG_CACHE_HOME/standpipe/git; what is there already is not fetched again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from standpipe.errors import ConfigurationError
+
+TIMEOUT = 60  # seconds that one question to a repository may take
+
+
+class SourceError(ConfigurationError):
+    """A repository, ref or file that is not there; `key` is the one of the declaration that names it."""
+
+    def __init__(self, key: str, message: str) -> None:
+        """Keep the key beside the message."""
+        super().__init__(message)
+        self.key = key
+
+
+def resolve(repo: str, version: str) -> str:
+    """Return the commit (40 hexadecimal digits) that `version` names at `repo` now."""
+    refs = list_refs(repo)
+    for candidate in (f"refs/tags/{version}^{{}}", f"refs/tags/{version}", f"refs/heads/{version}"):
+        if candidate in refs:
+            return refs[candidate]
+    if re.fullmatch(r"[0-9a-f]{40}", version):
+        fetch(repo, version, version)
+        return version
+    names = [name.split("/", 2)[2] for name in refs if name.startswith(("refs/tags/", "refs/heads/"))]
+    names = [name for name in names if not name.endswith("^{}")]
+    near = difflib.get_close_matches(version, names, n=3) or names[:5]
+    has = f"It has {', '.join(near)}" if near else "It has no branch and no tag: push one"
+    raise SourceError("source.version", f'"{version}" is no tag, branch or commit of {public(repo)}. {has}')
+
+
+def list_refs(repo: str) -> dict[str, str]:
+    """Return the refs of a repository with their commits, as git ls-remote has them."""
+    answer = git("ls-remote", "--", repo)
+    if answer.returncode != 0:
+        raise SourceError(
+            "source.repo",
+            f"{public(repo)} cannot be reached: {last_line(answer.stderr, repo)}. "
+            "Check the address, the network, and that this account may read it",
+        )
+    pairs = (line.split("\t") for line in answer.stdout.splitlines())
+    return {ref: commit for commit, ref in pairs}
+
+
+def require_file(repo: str, version: str, commit: str, path: str) -> None:
+    """Raise SourceError where a commit has no file `path`, naming files that it could have meant."""
+    cache = fetch(repo, version, commit)
+    files = git("-C", str(cache), "ls-tree", "-r", "--name-only", commit).stdout.splitlines()
+    if path not in files:
+        found = [name for name in files if "requirements" in name] or ["no requirements file at all"]
+        raise SourceError(
+            "source.requirements",
+            f'"{path}" is not in {public(repo)} at {version} ({commit[:8]}). It has {", ".join(found[:5])}',
+        )
+
+
+def fetch(repo: str, version: str, commit: str) -> Path:
+    """Bring a commit and its trees into the cache; return the cached repository's path."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "standpipe" / "git"
+    cache = home / hashlib.sha256(repo.encode()).hexdigest()[:16]
+    if not (cache / "HEAD").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        git("init", "--quiet", "--bare", str(cache))
+    if git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
+        return cache
+    lean = ("fetch", "--quiet", "--depth=1", "--filter=blob:none", repo)
+    # Not every server hands out a commit by its name, or leaves out files: ask for less each time.
+    for attempt in (
+        (*lean, commit),
+        ("fetch", "--quiet", "--depth=1", repo, commit),
+        ("fetch", "--quiet", repo, version),
+    ):
+        answer = git("-C", str(cache), *attempt)
+        if answer.returncode == 0 and git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
+            return cache
+    raise SourceError(
+        "source.version", f'"{version}" of {public(repo)} cannot be fetched: {last_line(answer.stderr, repo)}'
+    )
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git so that it never asks a question."""
+    environment = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    command = ["git", "-c", "credential.interactive=false", *arguments]
+    try:
+        return subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {TIMEOUT} seconds")
+
+
+def public(repo: str) -> str:
+    """Return an address without what may be a secret in it."""
+    return re.sub(r"^([a-z+]+://)[^/@]*@", r"\1", repo)
+
+
+def last_line(text: str, repo: str) -> str:
+    """Return the last line that git said, without a secret."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("fatal:")), lines[-1] if lines else "no reason")
+    return said.removeprefix("fatal: ").replace(repo, public(repo)).rstrip(".")

@@ -1,0 +1,94 @@
+"""`standpipe validate`: what is wrong with a declaration, all of it at once, before anything changes."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TextIO
+
+import yaml
+from pydantic import ValidationError
+
+from standpipe import sources
+from standpipe.errors import ConfigurationError
+from standpipe.pipeline import Declaration, problems
+
+
+def read(stream: TextIO) -> dict[str, Any]:
+    """Read a declaration as it was written."""
+    text = stream.read()
+    try:
+        # JSON is YAML too, and far slower read as such.
+        document = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"the declaration is neither JSON nor YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError('the declaration is no mapping. Write {"pipelines": [...]}')
+    return document
+
+
+def validate(document: dict[str, Any], have_credentials: list[str] | None = None) -> Declaration:
+    """Check a declaration; raise ConfigurationError with one line for each thing that is wrong."""
+    found = []
+    declaration = None
+    try:
+        declaration = Declaration.model_validate(document)
+    except ValidationError as error:
+        found += problems(error, document)
+    found += repeated_names(document)
+    if declaration and have_credentials is not None:
+        found += [
+            f"pipeline '{pipeline.name}': credentials.mode: \"file\" has no keys. "
+            f"Add aws_credentials_keys.{pipeline.name} to the vault file of group_vars (ansible-vault edit), "
+            "or choose mode: role"
+            for pipeline in declaration.pipelines
+            if pipeline.state == "present"
+            and pipeline.credentials.mode == "file"
+            and pipeline.name not in have_credentials
+        ]
+    if found or declaration is None:
+        raise ConfigurationError("\n".join(found))
+    return declaration
+
+
+def repeated_names(document: dict[str, Any]) -> list[str]:
+    """Find pipelines of one name."""
+    listed = document.get("pipelines")
+    names = [item.get("name") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    twice = {name for name in names if isinstance(name, str) and names.count(name) > 1}
+    return [
+        f"pipeline '{name}': name: is declared {names.count(name)} times. Rename all but one" for name in sorted(twice)
+    ]
+
+
+def resolve(declaration: Declaration) -> Declaration:
+    """Fill in the commit of each pipeline that is present, asking each repository once for each ref."""
+    present = [pipeline for pipeline in declaration.pipelines if pipeline.state == "present" and pipeline.source]
+    questions = sorted({(p.source.repo, p.source.version, p.source.requirements) for p in present if p.source})
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = dict(zip(questions, pool.map(_answer, questions), strict=True))
+    found = []
+    resolved = []
+    for pipeline in declaration.pipelines:
+        source = pipeline.source
+        if pipeline.state == "present" and source:
+            answer = answers[source.repo, source.version, source.requirements]
+            if isinstance(answer, sources.SourceError):
+                found.append(f"pipeline '{pipeline.name}': {answer.key}: {answer}")
+            else:
+                named = source.model_copy(update={"commit": answer})
+                pipeline = pipeline.model_copy(update={"source": named})
+        resolved.append(pipeline)
+    if found:
+        raise ConfigurationError("\n".join(found))
+    return declaration.model_copy(update={"pipelines": resolved})
+
+
+def _answer(question: tuple[str, str, str]) -> str | sources.SourceError:
+    repo, version, requirements = question
+    try:
+        commit = sources.resolve(repo, version)
+        sources.require_file(repo, version, commit, requirements)
+    except sources.SourceError as error:
+        return error
+    return commit
