@@ -199,11 +199,9 @@ def test_a_password_in_the_database_url_is_not_printed(serve: Serve, tmp_path: P
     url = "nosuchdb://me:hunter2@localhost/arxlive"
     said = luigi(server, tmp_path, "--date", str(DAY), "--database-url", url, exit_code=35)
     assert "nosuchdb" in said
-    # Luigi's summary lists all parameters of a task, as it would tell them to a scheduler.
-    task = RootTask(date=DAY, database_url=url)  # type: ignore[no-untyped-call]  # no types in Luigi
-    shown = f"{task} {task.to_str_params()} {said}"
-    assert "nosuchdb://me:***@localhost/arxlive" in shown
-    assert "hunter2" not in shown
+    assert "hunter2" not in said
+    # Luigi's summary of a run with several days shows every parameter, in this form.
+    assert RootTask.database_url.serialize(url) == "nosuchdb://me:***@localhost/arxlive"
 
 
 def test_a_date_of_yesterday_or_later_means_up_to_now() -> None:
