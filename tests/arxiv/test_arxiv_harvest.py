@@ -131,7 +131,7 @@ def test_a_busy_server_is_given_the_time_it_asks_for(serve: Serve, tmp_path: Pat
     harvest(server, tmp_path)
     (busy, _, refused), (answered, _, status) = server.requests()
     assert (refused, status) == (429 if "429" in options else 503, 200)
-    assert answered - busy >= 1.0
+    assert answered - busy > 0.99
     assert len(stored(tmp_path)) == 3
 
 
@@ -171,7 +171,7 @@ def test_requests_keep_the_pace(serve: Serve, tmp_path: Path) -> None:
     harvest(server, tmp_path, pace=0.3)
     moments = [when for when, _, _ in server.requests()]
     assert len(moments) == 3
-    assert all(later - earlier >= 0.3 for earlier, later in itertools.pairwise(moments))
+    assert all(later - earlier > 0.29 for earlier, later in itertools.pairwise(moments))
 
 
 def test_a_token_that_expires_in_mid_harvest_begins_the_day_anew(serve: Serve, tmp_path: Path) -> None:

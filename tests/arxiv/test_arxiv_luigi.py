@@ -129,9 +129,9 @@ def test_the_date_of_today_reads_the_day_under_way_each_time(serve: Serve, tmp_p
     server = serve([paper("2001.00001", str(today)), paper("2001.00002", str(yesterday))])
     for _ in range(2):
         luigi(server, tmp_path, "--date", str(today), "--production", "--lookback-days", "1")
-    assert report(tmp_path, today)["new"] == 2
     if datetime.now(UTC).date() > today:
         pytest.skip("midnight came in between")
+    assert report(tmp_path, today)["new"] == 2
     assert report(tmp_path, today)["final"] is False
     asked = [path for _, path, _ in server.requests()]
     assert [sum(f"from={day}" in path for path in asked) for day in (yesterday, today)] == [1, 2]
@@ -181,7 +181,7 @@ def test_several_workers_still_ask_one_at_a_time_at_the_pace(serve: Serve, tmp_p
     luigi(server, tmp_path, *parameters, "--pace", "0.2")
     moments = [when for when, _, _ in server.requests()]
     assert len(moments) == 5
-    assert all(later - earlier >= 0.2 for earlier, later in itertools.pairwise(moments))
+    assert all(later - earlier > 0.19 for earlier, later in itertools.pairwise(moments))
     assert report(tmp_path, DAY)["new"] == 12
 
 
@@ -201,7 +201,8 @@ def test_a_password_in_the_database_url_is_not_printed(serve: Serve, tmp_path: P
     assert "nosuchdb" in said
     assert "hunter2" not in said
     # Luigi's summary of a run with several days shows every parameter, in this form.
-    assert RootTask.database_url.serialize(url) == "nosuchdb://me:***@localhost/arxlive"
+    shown = RootTask.database_url.serialize(url)  # type: ignore[no-untyped-call]  # no types in Luigi
+    assert shown == "nosuchdb://me:***@localhost/arxlive"
 
 
 def test_a_date_of_yesterday_or_later_means_up_to_now() -> None:

@@ -58,9 +58,7 @@ class Page:
     day_over: bool
 
 
-def read_day(
-    base_url: str, day: date, *, set_spec: str = "", pace: float = 3.0, retries: int = 5
-) -> Iterator[Page]:
+def read_day(base_url: str, day: date, *, set_spec: str = "", pace: float = 3.0, retries: int = 5) -> Iterator[Page]:
     """Yield every page of the papers whose datestamp is `day` (UTC), in `set_spec` or in all sets.
 
     `pace` is the least time in seconds before each request; `retries` is how often one request is

@@ -124,9 +124,7 @@ def save(engine: Engine, day: date, set_spec: str, page: Page) -> None:
 
 def _upsert(session: Session, day: date, records: Sequence[Record]) -> None:
     ids = {record.paper_id for record in records}
-    papers = {
-        paper.paper_id: paper for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))
-    }
+    papers = {paper.paper_id: paper for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))}
     kinds = {}
     for record in records:
         paper = papers.get(record.paper_id)
@@ -144,9 +142,7 @@ def _upsert(session: Session, day: date, records: Sequence[Record]) -> None:
     session.flush()  # a sighting refers to its paper
     seen_before = {
         sighting.paper_id: sighting
-        for sighting in session.scalars(
-            select(Sighting).where(Sighting.day == day, Sighting.paper_id.in_(ids))
-        )
+        for sighting in session.scalars(select(Sighting).where(Sighting.day == day, Sighting.paper_id.in_(ids)))
     }
     for paper_id, kind in kinds.items():
         sighting = seen_before.get(paper_id)
@@ -167,9 +163,7 @@ def mark_of(engine: Engine, day: date, set_spec: str) -> Mark | None:
 def newest_done(engine: Engine, before: date, set_spec: str) -> date | None:
     """Return the newest day before `before` that is done for a set."""
     with Session(engine) as session:
-        return session.scalar(
-            select(func.max(Mark.day)).where(Mark.done, Mark.set_spec == set_spec, Mark.day < before)
-        )
+        return session.scalar(select(func.max(Mark.day)).where(Mark.done, Mark.set_spec == set_spec, Mark.day < before))
 
 
 def sightings_by_day(engine: Engine, days: Iterable[date]) -> dict[date, dict[str, int]]:

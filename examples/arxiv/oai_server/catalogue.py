@@ -109,9 +109,7 @@ def _entry_of(version: dict[str, Any]) -> dict[str, Any]:
         "datestamp": (version["updated"] or version["created"])[:10],
         "created": version["created"][:10],
         "title": version["title"],
-        "authors": [
-            ", ".join(reversed(author.strip().rsplit(" ", 1))) for author in authors if author.strip()
-        ],
+        "authors": [", ".join(reversed(author.strip().rsplit(" ", 1))) for author in authors if author.strip()],
         "categories": version["abs_categories"],
         "abstract": version["abstract"],
         **{key: version[key] for key in ("comments", "journal_ref", "doi", "license")},
@@ -148,9 +146,7 @@ def _arxiv(entry: dict[str, Any]) -> str:
     for author in entry["authors"]:
         keyname, _, forenames = author.partition(", ")
         authors += f"<author>{_elements([('keyname', keyname), ('forenames', forenames)])}</author>"
-    before = _elements(
-        [("id", entry["id"]), ("created", entry["created"]), ("updated", entry.get("updated"))]
-    )
+    before = _elements([("id", entry["id"]), ("created", entry["created"]), ("updated", entry.get("updated"))])
     after = _elements(
         [
             ("title", entry["title"]),

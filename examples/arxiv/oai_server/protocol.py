@@ -119,8 +119,7 @@ class Repository:
                 parts = spec.split(":")
                 specs.update(":".join(parts[:depth]) for depth in range(1, len(parts) + 1))
         return "".join(
-            f"<set><setSpec>{escape(spec)}</setSpec><setName>{escape(spec)}</setName></set>"
-            for spec in sorted(specs)
+            f"<set><setSpec>{escape(spec)}</setSpec><setName>{escape(spec)}</setName></set>" for spec in sorted(specs)
         )
 
     def _find(self, identifier: str) -> Item:

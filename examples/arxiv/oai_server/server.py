@@ -57,9 +57,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"  # one connection for all requests, as arXiv asks for
 
-    def __init__(
-        self, repository: Repository, faults: Faults, options: argparse.Namespace, *args: object
-    ) -> None:
+    def __init__(self, repository: Repository, faults: Faults, options: argparse.Namespace, *args: object) -> None:
         """Take what all requests share, and what the server tells of one."""
         self.repository, self.faults, self.options = repository, faults, options
         super().__init__(*args)  # type: ignore[arg-type]  # what the server hands on to its handler
@@ -81,9 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.faults.busy(self.client_address[0]):
             value = str(options.retry_after)
             if options.retry_after_as_date:
-                value = format_datetime(
-                    datetime.now(UTC) + timedelta(seconds=options.retry_after), usegmt=True
-                )
+                # A date has whole seconds only: one more, so that it is never less than asked for.
+                until = datetime.now(UTC) + timedelta(seconds=options.retry_after + 1)
+                value = format_datetime(until, usegmt=True)
             self._send(options.busy_status, "text/plain", b"busy\n", ("Retry-After", value))
             return
         arguments = parse_qsl(query, keep_blank_values=True)
