@@ -25,8 +25,9 @@ bench: .venv/dev ## Measure, as ratios against a peer or a bare command in the s
 	@bench/run $(STATE)
 
 docs: .venv/dev ## Make the generated pages of docs/ anew
-	python -m standpipe.pipeline --docs >docs/variables-pipelines.md
-	python -m standpipe.pipeline --json-schema >docs/pipelines.schema.json
+	docs/generate-variables >docs/variables-roles.md
+	python -m standpipe.schema --docs >docs/variables-pipelines.md
+	python -m standpipe.schema --json-schema >docs/pipelines.schema.json
 
 lock: ## Pin the requirements anew, by hash and without addresses
 	@requirements/lock

@@ -60,7 +60,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     def start(papers: list[dict[str, Any]] | None, *options: str | Path) -> Server:
         number = len(started)
         # Without the packages of this environment: the server runs on a bare host.
-        arguments: list[str | Path] = [sys.executable, "-S", "-E", SERVER, "--port", "0"]
+        arguments: list[str | Path] = [sys.executable, "-S", "-E", "-B", SERVER, "--port", "0"]
         if papers is not None:
             catalogue = tmp_path / f"catalogue-{number}.json"
             catalogue.write_text(json.dumps({"papers": papers}), encoding="utf-8")

@@ -1,0 +1,131 @@
+"""A host's folders below a temporary root, and an engine whose containers are plain processes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from standpipe import paths
+from standpipe.engines import CannotStart, Container, Line
+from standpipe.errors import AlreadyRunning
+from standpipe.ledger import Ledger, timestamp
+
+DECLARED = """\
+name: arxlive
+source: {repo: https://git.example.org/arxlive.git, version: dev}
+task: {module: arxlive.tasks, name: RootTask, params: {date: "{date}"}}
+schedule: {cron: "* * * * *", timezone: UTC}
+"""
+
+
+@dataclass
+class ProcessEngine:
+    """Real processes, one at a time for a pipeline, with their real output and exit codes."""
+
+    program: str = "print('hello')"
+    refuses: Exception | None = None
+    containers: dict[str, Container] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    released: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def start(self, pipeline: str, run: str, arguments: list[str]) -> str:
+        if self.refuses:
+            raise self.refuses
+        if self.holder(pipeline):
+            raise AlreadyRunning(f"{pipeline} is already running")
+        self.arguments = arguments
+        log = Path(os.environ["STANDPIPE_TEST_LOGS"]) / run
+        with log.open("wb") as file:
+            process = subprocess.Popen([sys.executable, "-uc", self.program], stdout=file, stderr=subprocess.STDOUT)
+        self.processes[run] = process
+        self.containers[run] = Container(
+            id=run, name=f"standpipe-{pipeline}", run=run, running=True, exit_code=None,
+            started_at=timestamp(datetime.now(UTC)), ended_at=None, image="sha256:0", commit="c" * 40, error="",
+        )  # fmt: skip
+        return run
+
+    def find(self, pipeline: str, run: str) -> Container | None:
+        container = self.containers.get(run)
+        if container and container.running and self.processes[run].poll() is not None:
+            code = self.processes[run].returncode
+            container = replace(
+                container,
+                running=False,
+                exit_code=code if code >= 0 else 128 - code,
+                ended_at=timestamp(datetime.now(UTC)),
+            )
+            self.containers[run] = container
+        return container
+
+    def holder(self, pipeline: str) -> Container | None:
+        named = [run for run, one in self.containers.items() if one.name == f"standpipe-{pipeline}"]
+        return self.find(pipeline, named[0]) if named else None
+
+    def log(self, container: str) -> Iterator[Line]:
+        log = Path(os.environ["STANDPIPE_TEST_LOGS"]) / container
+        with log.open("rb") as file:
+            while True:
+                ended = self.processes[container].poll() is not None
+                while line := file.readline():
+                    yield Line("2026-11-23T03:00:00Z", "stdout", line.rstrip(b"\n"))
+                if ended:
+                    return
+                time.sleep(0.01)
+
+    def stop(self, container: str, grace: int) -> None:
+        self.processes[container].terminate()
+
+    def release(self, container: Container) -> None:
+        self.released.append(container.id)
+        del self.containers[container.id]
+
+    def discard_images(self, pipeline: str, keep: int) -> list[str]:
+        return []
+
+    def version(self) -> str:
+        return "processes"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A host that knows the pipeline arxlive."""
+    monkeypatch.setenv("STANDPIPE_ROOT", str(tmp_path))
+    monkeypatch.setenv("STANDPIPE_TEST_LOGS", str(tmp_path / "logs"))
+    (tmp_path / "logs").mkdir()
+    importlib.reload(paths)
+    paths.PIPELINES.mkdir(parents=True)
+    (paths.PIPELINES / "arxlive.yml").write_text(DECLARED)
+    yield tmp_path
+    monkeypatch.undo()
+    importlib.reload(paths)
+
+
+@pytest.fixture
+def ledger(host: Path) -> Iterator[Ledger]:
+    ledger = Ledger(paths.LEDGER)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def engine() -> Iterator[ProcessEngine]:
+    engine = ProcessEngine()
+    yield engine
+    for process in engine.processes.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def docker_away() -> CannotStart:
+    return CannotStart("engine", "Docker does not answer", 69)

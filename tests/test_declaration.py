@@ -1,0 +1,192 @@
+"""What `standpipe validate` says of declarations: all that is wrong, each with pipeline, key, value and remedy."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standpipe import validate
+from standpipe.errors import ConfigurationError
+from standpipe.pipeline import Declaration, Pipeline, luigi_arguments
+
+REPOSITORY = Path(__file__).parents[1]
+
+MINIMAL: dict[str, Any] = {
+    "name": "arxlive",
+    "source": {"repo": "https://git.example.org/arxlive.git", "version": "0.3"},
+    "task": {"module": "arxlive.tasks", "name": "RootTask", "params": {"date": "{date}", "production": True}},
+}
+
+
+def with_key(path: str, value: Any) -> dict[str, Any]:
+    pipeline = copy.deepcopy(MINIMAL)
+    where = pipeline
+    *parents, key = path.split(".")
+    for parent in parents:
+        where = where.setdefault(parent, {})
+    where[key] = value
+    return pipeline
+
+
+def told(*pipelines: dict[str, Any], **more: Any) -> str:
+    with pytest.raises(ConfigurationError) as error:
+        validate.validate({"pipelines": list(pipelines), **more})
+    assert error.value.exit_code == 78
+    return str(error.value)
+
+
+def test_every_default_is_filled() -> None:
+    pipeline = validate.validate({"pipelines": [MINIMAL]}).model_dump(mode="json")["pipelines"][0]
+    assert pipeline["schedule"] == {"cron": "0 3 * * 0-4", "timezone": "UTC", "start_within": "6h"}
+    assert (pipeline["timeout"], pipeline["stop_grace"], pipeline["python"]) == ("4h", "5m", "3.13")
+    assert pipeline["credentials"] == {"mode": "role"}
+
+
+def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
+    once = validate.validate({"pipelines": [MINIMAL]})
+    again = Declaration.model_validate_json(once.model_dump_json())
+    assert again == once
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("shedule", {}, ["shedule", "no key that Standpipe knows", "Did you mean schedule"]),
+        ("schedule.zone", "UTC", ["schedule.zone", "Did you mean timezone"]),
+        ("schedule.cron", "0 3 * *", ['"0 3 * *"', "4 fields, not 5", '"0 3 * * 0-4"']),
+        ("schedule.cron", "0 0 3 * * 0-4", ["6 fields"]),
+        ("schedule.cron", "@daily", ["@daily", "five fields"]),
+        ("schedule.cron", "61 3 * * *", ["61 3 * * *", "no cron line"]),
+        ("schedule.cron", "0 3 L * *", ["'L'", "day of month"]),
+        ("schedule.cron", "0 3 * * 5#2", ["5#2"]),
+        ("schedule.cron", "0~30 3 * * *", ["0~30"]),
+        ("schedule.cron", "0 3 30 2 *", ["0 3 30 2 *", "0 3 * * 0-4"]),
+        ("schedule.timezone", "Europe/Lundon", ['"Europe/Lundon"', "Did you mean Europe/London"]),
+        ("schedule.if_missed", "all", ["if_missed", "not in this release"]),
+        ("name", "Arx_live", ['"Arx_live"', "2 to 22"]),
+        ("name", "a" * 23, ["2 to 22"]),
+        ("timeout", 0, ["timeout", "no time at all", '"4h"']),
+        ("timeout", "soon", ['"soon"', '"4h"']),
+        ("python", "2.7", ['"2.7"', "3.13"]),
+        ("python", 3.9, ["3.9", "no Python version that a base image serves"]),
+        ("task.module", "arx live", ['"arx live"', "arxlive.tasks"]),
+        ("task.params", {"Date": 1}, ["'Date'", "snake_case"]),
+        ("task.params", {"date": None}, ["'date'", "no value"]),
+        ("source.repo", "arxlive", ["no git address"]),
+        ("source.version", "--upload-pack=x", ["git ref"]),
+        ("source.requirements", "../other.txt", ["../other.txt", "inside the repository"]),
+        ("user", "root;id", ["account"]),
+        ("engine", "swarm", ['"swarm"', "compose"]),
+        ("credentials.mode", "vended", ['"vended"', "'role', 'file'"]),
+        ("resources.memory", "lots", ['"lots"', '"2g"']),
+        ("retries", {"count": 1}, ["retries", "not in this release"]),
+        ("budgets", [{"name": "openalex"}], ["budgets", "not in this release"]),
+        ("keep_images", 0, ["keep_images"]),
+    ],
+)
+def test_a_wrong_key_is_told_with_its_value_and_a_remedy(path: str, value: Any, expected: list[str]) -> None:
+    message = told(with_key(path, value))
+    assert [part for part in expected if part not in message] == []
+    assert message.startswith("pipeline ")
+    assert "input_type" not in message
+    assert "pydantic" not in message
+
+
+@pytest.mark.parametrize("key", ["source", "task"])
+def test_what_is_missing_is_told_with_an_example(key: str) -> None:
+    message = told({name: value for name, value in MINIMAL.items() if name != key})
+    assert f"pipeline 'arxlive': {key}: is missing" in message
+
+
+@pytest.mark.parametrize("key", ["module", "name"])
+def test_a_missing_module_or_task_is_told(key: str) -> None:
+    pipeline = copy.deepcopy(MINIMAL)
+    del pipeline["task"][key]
+    assert f"pipeline 'arxlive': task.{key}: is missing" in told(pipeline)
+
+
+def test_two_pipelines_of_one_name_are_told() -> None:
+    assert "pipeline 'arxlive': name: is declared 2 times" in told(MINIMAL, MINIMAL)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
+    message = told(with_key("source.repo", "https://me:hunter2@git.example.org/arxlive.git"))
+    assert "holds a password" in message
+    assert "hunter2" not in message
+
+
+def test_a_missing_credential_names_its_variable_and_never_a_value() -> None:
+    pipeline = with_key("credentials.mode", "file")
+    with pytest.raises(ConfigurationError, match=r"aws_credentials_keys\.arxlive"):
+        validate.validate({"pipelines": [pipeline]}, have_credentials=["other"])
+    assert validate.validate({"pipelines": [pipeline]}, have_credentials=["arxlive"])
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    pipeline = with_key("timeout", 0) | {"python": "2.7"}
+    assert len(told(pipeline, with_key("name", "B")).splitlines()) == 3
+
+
+def test_budgets_are_refused_by_name() -> None:
+    assert "not in this release" in told(MINIMAL, budgets=[{"name": "openalex"}])
+
+
+def test_an_absent_pipeline_needs_only_its_name() -> None:
+    assert validate.validate({"pipelines": [{"name": "old-one", "state": "absent"}]})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "pipelines: [", ""])
+def test_what_is_no_declaration_is_told(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="declaration"):
+        validate.read(io.StringIO(text))
+
+
+def test_the_command_exits_78_and_says_why_on_standard_error() -> None:
+    document = json.dumps({"pipelines": [with_key("timeout", 0)]})
+    answer = subprocess.run(
+        [sys.executable, "-m", "standpipe", "validate"], input=document, capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith("standpipe: pipeline 'arxlive': timeout: 0 is no time at all")
+
+
+def test_parameters_become_luigi_s() -> None:
+    pipeline = Pipeline.model_validate(
+        with_key(
+            "task.params",
+            {
+                "date": "{date}",
+                "production": True,
+                "dry_run": False,
+                "sets": ["cs", "math"],
+                "page_size": 50,
+                "note": "to {date}",
+            },
+        )
+    )
+    assert luigi_arguments(pipeline, date(2026, 11, 23)) == [
+        *("--module", "arxlive.tasks", "RootTask"),
+        *("--date", "2026-11-23"),
+        "--production",
+        *("--sets", '["cs", "math"]'),
+        *("--page-size", "50"),
+        *("--note", "to 2026-11-23"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "page"), [("--docs", "variables-pipelines.md"), ("--json-schema", "pipelines.schema.json")]
+)
+def test_the_pages_of_the_docs_are_what_the_model_says(argument: str, page: str) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "standpipe.schema", argument], capture_output=True, text=True, check=True
+    ).stdout
+    assert (REPOSITORY / "docs" / page).read_text() == made

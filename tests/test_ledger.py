@@ -1,0 +1,73 @@
+"""The ledger's promises: one record a slot, one outcome a run, nothing overwritten."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from standpipe.errors import NotWritable
+from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded
+
+NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
+DAY = date(2026, 11, 23)
+
+
+def test_a_settled_run_stays_as_it_is(ledger: Ledger) -> None:
+    ledger.claim("A", "arxlive", "manual", DAY, None, NOW)
+    ledger.settle("A", "failed", exit_code=30)
+    ledger.settle("A", "succeeded", exit_code=0)
+    run = ledger.run("A")
+    assert run is not None
+    assert (run.outcome, run.exit_code) == ("failed", 30)
+
+
+def test_a_slot_has_one_record(ledger: Ledger) -> None:
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    ledger.settle("A", "succeeded", exit_code=0)
+    with pytest.raises(SlotRecorded):
+        ledger.claim("B", "arxlive", "scheduled", DAY, NOW, NOW)
+    assert ledger.run("B") is None
+
+
+def claim_in_a_process(path: Path, run: str) -> str:
+    ledger = Ledger(path)
+    try:
+        return "held" if ledger.claim(run, "arxlive", "manual", DAY, None, NOW) else "claimed"
+    finally:
+        ledger.close()
+
+
+def test_of_many_processes_one_claims_the_pipeline_and_each_is_on_record(ledger: Ledger) -> None:
+    with multiprocessing.get_context("spawn").Pool(8) as pool:
+        answers = pool.starmap(claim_in_a_process, [(ledger.path, f"R{number:02}") for number in range(24)])
+    assert sorted(answers) == ["claimed"] + ["held"] * 23
+    assert len(ledger.history("arxlive", 100)) == 24
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(ledger: Ledger) -> None:
+    with sqlite3.connect(ledger.path) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    db.close()
+    with pytest.raises(NotWritable, match="newer standpipe"):
+        Ledger(ledger.path)
+
+
+def test_a_damaged_ledger_is_told_with_its_name_and_not_overwritten(host: Path) -> None:
+    path = host / "ledger.sqlite3"
+    path.write_bytes(b"this is no database, and longer than a header of one hundred bytes " * 4)
+    before = path.read_bytes()
+    with pytest.raises(NotWritable, match=r"ledger\.sqlite3 cannot be used .* set it aside"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_forgetting_removes_one_pipeline_alone(ledger: Ledger) -> None:
+    for name in ("arxlive", "other"):
+        ledger.claim(name, name, "manual", DAY, None, NOW)
+        ledger.settle(name, "succeeded", exit_code=0)
+    ledger.forget("arxlive")
+    assert [run.pipeline for run in ledger.history(None, 10)] == ["other"]

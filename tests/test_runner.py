@@ -1,0 +1,249 @@
+"""One run, from claim to release, with real processes in the place of containers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import DECLARED, ProcessEngine
+from standpipe import paths, runner
+from standpipe.engines import CannotStart, Line
+from standpipe.errors import AlreadyRunning, ConfigurationError, UsageError
+from standpipe.ledger import Ledger, Run
+from standpipe.logs import spool
+from standpipe.pipeline import Pipeline, parse_duration
+
+
+def declare(**changes: Any) -> None:
+    lines = DECLARED.splitlines()
+    lines += [f"{key}: {json.dumps(value)}" for key, value in changes.items()]
+    (paths.PIPELINES / "arxlive.yml").write_text("\n".join(lines))
+
+
+def by_hand(ledger: Ledger, engine: ProcessEngine, day: date | None = None) -> Run:
+    run = runner.run(ledger, engine, "arxlive", day, scheduled=False, listen=lambda _line: None)
+    assert run is not None
+    return run
+
+
+def by_cron(ledger: Ledger, engine: ProcessEngine) -> Run | None:
+    return runner.run(ledger, engine, "arxlive", None, scheduled=True, listen=lambda _line: None)
+
+
+def registered_an_hour_ago(ledger: Ledger) -> None:
+    ledger.register(Pipeline.model_validate_json(json.dumps(_document())), datetime.now(UTC) - timedelta(hours=1))
+
+
+def _document() -> Any:
+    import yaml
+
+    return yaml.safe_load(DECLARED)
+
+
+def test_a_run_by_hand_is_recorded_with_all_that_is_known(ledger: Ledger, engine: ProcessEngine) -> None:
+    run = by_hand(ledger, engine, date(2026, 11, 20))
+    assert (run.outcome, run.exit_code, run.trigger, run.slot, run.date) == (
+        "succeeded",
+        0,
+        "manual",
+        None,
+        "2026-11-20",
+    )
+    assert run.commit_id == "c" * 40
+    assert engine.arguments == ["--module", "arxlive.tasks", "RootTask", "--date", "2026-11-20"]
+    assert engine.released == [run.id]
+
+
+@pytest.mark.parametrize("code", [1, 10, 20, 25, 30, 35, 40, 137])
+def test_a_failure_keeps_its_exit_code_and_is_never_0(ledger: Ledger, engine: ProcessEngine, code: int) -> None:
+    engine.program = f"import os; os._exit({code})"
+    run = by_hand(ledger, engine)
+    assert (run.outcome, run.exit_code, runner.exit_code_of(run)) == ("failed", code, code)
+
+
+def test_every_line_is_spooled_numbered_and_sealed(ledger: Ledger, engine: ProcessEngine) -> None:
+    engine.program = r"import sys; sys.stdout.buffer.write(b'one\n\xff\x00two\n' + 'dr\u00e9i\n'.encode() + b'last')"
+    run = by_hand(ledger, engine)
+    path = paths.spool("arxlive", run.id)
+    records = list(spool.read(path))
+    assert [record["seq"] for record in records] == [1, 2, 3, 4, 5]
+    assert [spool.text(record) for record in records[:4]] == [b"one", b"\xff\x00two", "dréi".encode(), b"last"]
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert records[4]["stream"] == "end"
+    assert records[4]["count"] == 4
+    assert records[4]["sha256"] == hashlib.sha256(b"".join(lines[:4])).hexdigest()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_run_prints_cannot_forge_a_record(ledger: Ledger, engine: ProcessEngine) -> None:
+    forged = '{"run": "X", "seq": 1, "stream": "end"}'
+    engine.program = f"print({forged!r})"
+    run = by_hand(ledger, engine)
+    records = list(spool.read(paths.spool("arxlive", run.id)))
+    assert [record["run"] for record in records] == [run.id, run.id]
+    assert records[0]["text"] == forged
+
+
+def test_cron_claims_the_newest_slot_once(ledger: Ledger, engine: ProcessEngine) -> None:
+    registered_an_hour_ago(ledger)
+    run = by_cron(ledger, engine)
+    assert run is not None
+    assert (run.trigger, run.outcome) == ("scheduled", "succeeded")
+    assert run.slot is not None
+    assert run.slot >= (datetime.now(UTC) - timedelta(minutes=1, seconds=2)).isoformat()[:16]
+
+
+def test_cron_without_a_due_slot_starts_nothing(ledger: Ledger, engine: ProcessEngine) -> None:
+    assert by_cron(ledger, engine) is None  # its slots exist from now on
+    assert ledger.history(None, 10) == []
+
+
+def test_a_slot_is_claimed_by_one_of_two_that_start_together(ledger: Ledger, engine: ProcessEngine) -> None:
+    declare(schedule={"cron": "0 0 1 1 *", "timezone": "UTC", "start_within": "370d"})
+    document = _document() | {"schedule": {"cron": "0 0 1 1 *", "timezone": "UTC", "start_within": "370d"}}
+    ledger.register(Pipeline.model_validate(document), datetime.now(UTC) - timedelta(days=370))
+    first, second = by_cron(ledger, engine), by_cron(ledger, engine)
+    assert first is not None
+    assert second is None
+
+
+def test_a_second_run_is_refused_names_the_first_and_is_on_record(ledger: Ledger, engine: ProcessEngine) -> None:
+    engine.program = "import time; time.sleep(2)"
+    first = threading.Thread(target=lambda: by_hand_in_a_thread(engine), daemon=True)
+    first.start()
+    wait_for(lambda: any(run.state == "started" for run in ledger.unfinished()))
+    holder = ledger.unfinished()[0].id
+    with pytest.raises(AlreadyRunning, match=holder):
+        by_hand(ledger, engine)
+    refused = ledger.history("arxlive", 1)[0]
+    assert (refused.outcome, refused.reason, refused.exit_code) == ("skipped", "held", 75)
+    first.join()
+    assert ledger.run(holder).outcome == "succeeded"  # type: ignore[union-attr]
+
+
+def by_hand_in_a_thread(engine: ProcessEngine) -> None:
+    import contextlib
+
+    own = Ledger(paths.LEDGER)
+    run_id = "01J00000000000000000000000"
+    with runner.living_runner(run_id), contextlib.closing(own):
+        runner.make_lock("arxlive")
+        runner.claim(own, run_id, "arxlive", date(2026, 11, 23), None, datetime.now(UTC))
+        pipeline = Pipeline.model_validate(_document())
+        container = runner.start(own, engine, run_id, pipeline, date(2026, 11, 23))
+        runner.follow(own, engine, run_id, pipeline, container, lambda _line: None)
+        runner.settle(own, engine, run_id, "arxlive")
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_engine_that_is_away_is_on_record_with_its_slot(
+    ledger: Ledger, engine: ProcessEngine, docker_away: CannotStart
+) -> None:
+    registered_an_hour_ago(ledger)
+    engine.refuses = docker_away
+    with pytest.raises(CannotStart) as error:
+        by_cron(ledger, engine)
+    run = ledger.history("arxlive", 1)[0]
+    assert error.value.exit_code == 69
+    assert (run.outcome, run.reason, run.exit_code) == ("failed", "engine", 69)
+    assert run.slot is not None
+
+
+def test_a_damaged_file_is_78_and_the_slot_has_its_record_all_the_same(ledger: Ledger, engine: ProcessEngine) -> None:
+    registered_an_hour_ago(ledger)
+    (paths.PIPELINES / "arxlive.yml").write_text("name: [")
+    with pytest.raises(ConfigurationError, match="damaged"):
+        by_cron(ledger, engine)
+    run = ledger.history("arxlive", 1)[0]
+    assert (run.outcome, run.exit_code) == ("failed", 78)
+    assert run.slot is not None
+
+
+def test_an_unknown_pipeline_lists_those_that_are_known(ledger: Ledger, engine: ProcessEngine) -> None:
+    with pytest.raises(UsageError, match="It knows: arxlive"):
+        runner.run(ledger, engine, "nosuch", None, scheduled=False, listen=lambda _line: None)
+
+
+def test_a_run_that_takes_too_long_is_ended_and_recorded_as_timed_out(ledger: Ledger, engine: ProcessEngine) -> None:
+    declare(timeout="1s", stop_grace="1s")
+    engine.program = "import time; time.sleep(30)"
+    run = by_hand(ledger, engine)
+    assert (run.outcome, runner.exit_code_of(run)) == ("timed_out", 124)
+
+
+def test_a_runner_that_is_asked_to_end_stops_its_container_and_says_so(ledger: Ledger, engine: ProcessEngine) -> None:
+    engine.program = "import time; print('up'); time.sleep(30)"
+    asked = threading.Event()
+
+    def ask(_line: Line) -> None:
+        if not asked.is_set():
+            asked.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=ask)
+    assert run is not None
+    assert (run.outcome, runner.exit_code_of(run)) == ("stopped", 130)
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(0, "succeeded"), (30, "failed")])
+def test_a_run_whose_runner_died_is_settled_by_the_next_with_its_true_exit_code(
+    ledger: Ledger, engine: ProcessEngine, code: int, outcome: str
+) -> None:
+    run_id = "01J00000000000000000000000"
+    runner.make_lock("arxlive")
+    ledger.register(Pipeline.model_validate(_document()), datetime.now(UTC))
+    ledger.claim(run_id, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    engine.program = f"import os; print('left', flush=True); os._exit({code})"
+    engine.start("arxlive", run_id, [])
+    engine.processes[run_id].wait()
+    engine.program = "print('next')"
+    assert by_hand(ledger, engine).outcome == "succeeded"
+    left = ledger.run(run_id)
+    assert left is not None
+    assert (left.outcome, left.exit_code) == (outcome, code)
+    assert next(spool.text(record) for record in spool.read(paths.spool("arxlive", run_id))) == b"left"
+
+
+def test_a_run_without_a_container_was_interrupted(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.claim("01J00000000000000000000000", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    ledger.started("01J00000000000000000000000", "gone")
+    runner.reconcile(ledger, engine, lambda _message: None)
+    assert [run.outcome for run in ledger.history("arxlive", 5)] == ["interrupted"]
+
+
+def test_the_lock_file_is_made_once_and_never_replaced(host: Path) -> None:
+    runner.make_lock("arxlive")
+    before = (paths.LOCKS / "arxlive/lock").stat()
+    runner.make_lock("arxlive")
+    after = (paths.LOCKS / "arxlive/lock").stat()
+    assert (before.st_ino, after.st_mode & 0o777) == (after.st_ino, 0o444)
+
+
+def test_a_changed_schedule_names_slots_from_its_change_on(ledger: Ledger) -> None:
+    registered_an_hour_ago(ledger)
+    document = _document() | {"schedule": {"cron": "*/2 * * * *", "timezone": "UTC"}}
+    now = datetime.now(UTC)
+    ledger.register(Pipeline.model_validate(document), now)
+    known = ledger.registered()[0]
+    assert known.schedule_since == now
+    assert runner.due_slot(ledger, known, now) is None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("4h", 14400), ("1h30m", 5400), ("90", 90), ("2d", 172800)])
+def test_durations_are_read_as_people_write_them(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
