@@ -33,12 +33,13 @@ class ProcessEngine:
 
     program: str = "print('hello')"
     refuses: Exception | None = None
-    containers: dict[str, Container] = field(default_factory=dict)
+    made: dict[str, Container] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    released: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
 
-    def start(self, pipeline: str, run: str, arguments: list[str]) -> str:
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
+        os.fstat(life)  # raises where it is not open
         if self.refuses:
             raise self.refuses
         if self.holder(pipeline):
@@ -48,14 +49,13 @@ class ProcessEngine:
         with log.open("wb") as file:
             process = subprocess.Popen([sys.executable, "-uc", self.program], stdout=file, stderr=subprocess.STDOUT)
         self.processes[run] = process
-        self.containers[run] = Container(
+        self.made[run] = Container(
             id=run, name=f"standpipe-{pipeline}", run=run, running=True, exit_code=None,
             started_at=timestamp(datetime.now(UTC)), ended_at=None, image="sha256:0", commit="c" * 40, error="",
         )  # fmt: skip
-        return run
 
     def find(self, pipeline: str, run: str) -> Container | None:
-        container = self.containers.get(run)
+        container = self.made.get(run)
         if container and container.running and self.processes[run].poll() is not None:
             code = self.processes[run].returncode
             container = replace(
@@ -64,11 +64,11 @@ class ProcessEngine:
                 exit_code=code if code >= 0 else 128 - code,
                 ended_at=timestamp(datetime.now(UTC)),
             )
-            self.containers[run] = container
+            self.made[run] = container
         return container
 
     def holder(self, pipeline: str) -> Container | None:
-        named = [run for run, one in self.containers.items() if one.name == f"standpipe-{pipeline}"]
+        named = [run for run, one in self.made.items() if one.name == f"standpipe-{pipeline}"]
         return self.find(pipeline, named[0]) if named else None
 
     def log(self, container: str) -> Iterator[Line]:
@@ -85,9 +85,19 @@ class ProcessEngine:
     def stop(self, container: str, grace: int) -> None:
         self.processes[container].terminate()
 
-    def release(self, container: Container) -> None:
-        self.released.append(container.id)
-        del self.containers[container.id]
+    def containers(self) -> list[Container]:
+        found = (self.find("", run) for run in list(self.made))
+        return [container for container in found if container]
+
+    def free(self, container: Container) -> None:
+        self.made[container.id] = replace(container, name=f"{container.name}.{container.run}")
+
+    def remove(self, container: Container) -> None:
+        self.removed.append(container.id)
+        del self.made[container.id]
+
+    def has_image(self, pipeline: str) -> bool:
+        return True
 
     def discard_images(self, pipeline: str, keep: int) -> list[str]:
         return []

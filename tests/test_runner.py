@@ -29,14 +29,18 @@ def declare(**changes: Any) -> None:
     (paths.PIPELINES / "arxlive.yml").write_text("\n".join(lines))
 
 
+def nothing(_told: object) -> None:
+    pass
+
+
 def by_hand(ledger: Ledger, engine: ProcessEngine, day: date | None = None) -> Run:
-    run = runner.run(ledger, engine, "arxlive", day, scheduled=False, listen=lambda _line: None)
+    run = runner.run(ledger, engine, "arxlive", day, scheduled=False, listen=nothing, say=nothing)
     assert run is not None
     return run
 
 
 def by_cron(ledger: Ledger, engine: ProcessEngine) -> Run | None:
-    return runner.run(ledger, engine, "arxlive", None, scheduled=True, listen=lambda _line: None)
+    return runner.run(ledger, engine, "arxlive", None, scheduled=True, listen=nothing, say=nothing)
 
 
 def registered_an_hour_ago(ledger: Ledger) -> None:
@@ -60,7 +64,7 @@ def test_a_run_by_hand_is_recorded_with_all_that_is_known(ledger: Ledger, engine
     )
     assert run.commit_id == "c" * 40
     assert engine.arguments == ["--module", "arxlive.tasks", "RootTask", "--date", "2026-11-20"]
-    assert engine.released == [run.id]
+    assert engine.removed == [run.id]
 
 
 @pytest.mark.parametrize("code", [1, 10, 20, 25, 30, 35, 40, 137])
@@ -135,12 +139,12 @@ def by_hand_in_a_thread(engine: ProcessEngine) -> None:
 
     own = Ledger(paths.LEDGER)
     run_id = "01J00000000000000000000000"
-    with runner.living_runner(run_id), contextlib.closing(own):
+    with contextlib.closing(own), runner.living_runner(own, run_id) as life:
         runner.make_lock("arxlive")
         runner.claim(own, run_id, "arxlive", date(2026, 11, 23), None, datetime.now(UTC))
         pipeline = Pipeline.model_validate(_document())
-        container = runner.start(own, engine, run_id, pipeline, date(2026, 11, 23))
-        runner.follow(own, engine, run_id, pipeline, container, lambda _line: None)
+        container = runner.start(own, engine, run_id, pipeline, date(2026, 11, 23), life)
+        runner.follow(own, engine, run_id, "arxlive", container, nothing, nothing)
         runner.settle(own, engine, run_id, "arxlive")
 
 
@@ -176,7 +180,7 @@ def test_a_damaged_file_is_78_and_the_slot_has_its_record_all_the_same(ledger: L
 
 def test_an_unknown_pipeline_lists_those_that_are_known(ledger: Ledger, engine: ProcessEngine) -> None:
     with pytest.raises(UsageError, match="It knows: arxlive"):
-        runner.run(ledger, engine, "nosuch", None, scheduled=False, listen=lambda _line: None)
+        runner.run(ledger, engine, "nosuch", None, scheduled=False, listen=nothing, say=nothing)
 
 
 def test_a_run_that_takes_too_long_is_ended_and_recorded_as_timed_out(ledger: Ledger, engine: ProcessEngine) -> None:
@@ -195,7 +199,7 @@ def test_a_runner_that_is_asked_to_end_stops_its_container_and_says_so(ledger: L
             asked.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=ask)
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=ask, say=nothing)
     assert run is not None
     assert (run.outcome, runner.exit_code_of(run)) == ("stopped", 130)
 
@@ -209,7 +213,8 @@ def test_a_run_whose_runner_died_is_settled_by_the_next_with_its_true_exit_code(
     ledger.register(Pipeline.model_validate(_document()), datetime.now(UTC))
     ledger.claim(run_id, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
     engine.program = f"import os; print('left', flush=True); os._exit({code})"
-    engine.start("arxlive", run_id, [])
+    with runner.living_runner(ledger, run_id) as life:
+        engine.start("arxlive", run_id, [], life)
     engine.processes[run_id].wait()
     engine.program = "print('next')"
     assert by_hand(ledger, engine).outcome == "succeeded"
@@ -221,8 +226,8 @@ def test_a_run_whose_runner_died_is_settled_by_the_next_with_its_true_exit_code(
 
 def test_a_run_without_a_container_was_interrupted(ledger: Ledger, engine: ProcessEngine) -> None:
     ledger.claim("01J00000000000000000000000", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
-    ledger.started("01J00000000000000000000000", "gone")
-    runner.reconcile(ledger, engine, lambda _message: None)
+    ledger.started("01J00000000000000000000000", "gone", None, None, "sha256:0")
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
     assert [run.outcome for run in ledger.history("arxlive", 5)] == ["interrupted"]
 
 

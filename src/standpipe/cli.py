@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
-import time
 import traceback
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from io import TextIOWrapper
+from typing import TYPE_CHECKING
 
-from standpipe.errors import ConfigurationError, InternalError, StandpipeError, UsageError
+from standpipe.errors import (
+    STOPPED,
+    ConfigurationError,
+    InternalError,
+    NotWritable,
+    StandpipeError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from standpipe.engines import Line
     from standpipe.ledger import Ledger
 
@@ -26,24 +31,36 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code. Errors are one message on standard error."""
     arguments = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
     try:
         return int(arguments.call(arguments))
     except StandpipeError as error:
         for line in str(error).splitlines():
             print(f"standpipe: {line}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return STOPPED  # a run takes it for a request to end; any other command simply ends
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has read enough
         return 0
-    except PermissionError as error:
-        if os.geteuid() == 0:
-            raise
-        print(f"standpipe: {error.filename} is root's alone: use sudo, or ansible with --become", file=sys.stderr)
-        return UsageError.exit_code
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return internal()
+        print(f"standpipe: {error.filename or 'the disk'} cannot be written: {error.strerror}", file=sys.stderr)
+        return NotWritable.exit_code
     except Exception:
-        traceback.print_exc()
-        print("standpipe: this is an error in standpipe itself; please report it with the lines above", file=sys.stderr)
-        return InternalError.exit_code
+        return internal()
+
+
+def internal() -> int:
+    """Tell of an error that nobody foresaw, on standard error and in the system's journal."""
+    told = traceback.format_exc()
+    print(told, file=sys.stderr, end="")
+    print("standpipe: this is an error in standpipe itself; please report it with the lines above", file=sys.stderr)
+    note(told)
+    return InternalError.exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.set_defaults(call=call_doctor)
 
     reconcile = commands.add_parser("reconcile", help="register what is declared; settle what dead runners left")
+    reconcile.add_argument(
+        "--no-wait", action="store_true", help="leave a run that goes on without its runner, instead of following it"
+    )
     reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
     reconcile.set_defaults(call=call_reconcile)
 
@@ -122,7 +142,7 @@ def open_ledger() -> Ledger:
     from standpipe.ledger import Ledger
 
     if os.geteuid() != 0 and "STANDPIPE_ROOT" not in os.environ:
-        raise UsageError("the ledger is root's alone: use sudo, or ansible with --become")
+        raise NotWritable(f"{paths.LEDGER} is root's alone: use sudo, or ansible with --become")
     return Ledger(paths.LEDGER)
 
 
@@ -131,10 +151,17 @@ def call_run(arguments: argparse.Namespace) -> int:
     from standpipe import report, runner
     from standpipe.engines.compose import ComposeEngine
 
+    def say(message: str) -> None:
+        if arguments.scheduled:
+            note(message)
+            print(message, flush=True)
+        else:
+            print(f"standpipe: {message}", file=sys.stderr, flush=True)
+
     ledger = open_ledger()
     listen = quiet if arguments.scheduled else show_line
     try:
-        run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen)
+        run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen, say)
     except StandpipeError as error:
         if arguments.scheduled:
             note(f"{arguments.name}: {error}")
@@ -142,11 +169,9 @@ def call_run(arguments: argparse.Namespace) -> int:
     if run is None:
         print(f"{arguments.name}: no slot is due")
         return 0
-    told = f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {run.exit_code}, {report.took(run)}"
-    print(told, file=sys.stdout if arguments.scheduled else sys.stderr)
-    if arguments.scheduled:
-        note(told)
-    return runner.exit_code_of(run)
+    code = runner.exit_code_of(run)
+    say(f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {code}, {report.took(run) or 'never started'}")
+    return code
 
 
 def quiet(_line: Line) -> None:
@@ -164,8 +189,8 @@ def show_line(line: Line) -> None:
         else:
             target.buffer.write(line.data + b"\n")
             target.flush()
-    except BrokenPipeError:
-        # Whoever looked on has gone; the run and its spool go on.
+    except OSError:
+        # Whoever looked on has gone, or his disk is full; the run and its spool go on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
 
 
@@ -182,15 +207,14 @@ def call_status(arguments: argparse.Namespace) -> int:
     from standpipe import report
 
     ledger, now = open_ledger(), datetime.now(UTC)
+    if arguments.name:
+        require_known(ledger, arguments.name)
     known = [known for known in ledger.registered() if arguments.name in (None, known.name)]
-    if arguments.name and not known:
-        names = ", ".join(pipeline.name for pipeline in ledger.registered()) or "none"
-        raise UsageError(f"this host knows no pipeline {arguments.name!r}. It knows: {names}")
     if arguments.json:
         pipelines = [report.status_of(ledger, pipeline, now, arguments.next) for pipeline in known]
         print(json.dumps({"schema": report.SCHEMA, "pipelines": pipelines}, indent=1))
     elif arguments.name:
-        print(report.history(ledger.history(arguments.name, 5)))
+        print(report.history(ledger.history(arguments.name, 5), of_one=True))
         print(report.next_slots(known[0], now, arguments.next))
     else:
         print(report.status(ledger, now))
@@ -201,9 +225,22 @@ def call_history(arguments: argparse.Namespace) -> int:
     """Show runs, newest first."""
     from standpipe import report
 
-    runs = open_ledger().history(arguments.name, arguments.limit)
-    print(json.dumps(report.history_as_json(runs), indent=1) if arguments.json else report.history(runs))
+    ledger = open_ledger()
+    runs = ledger.history(arguments.name, arguments.limit)
+    if arguments.name and not runs:
+        require_known(ledger, arguments.name)
+    if arguments.json:
+        print(json.dumps(report.history_as_json(runs), indent=1))
+    else:
+        print(report.history(runs, of_one=bool(arguments.name)))
     return 0
+
+
+def require_known(ledger: Ledger, name: str) -> None:
+    """Raise UsageError, with the names that there are, where this host does not know a pipeline."""
+    known = [pipeline.name for pipeline in ledger.registered()]
+    if name not in known:
+        raise UsageError(f"this host knows no pipeline {name!r}. It knows: {', '.join(known) or 'none'}")
 
 
 def call_logs(arguments: argparse.Namespace) -> int:
@@ -212,13 +249,22 @@ def call_logs(arguments: argparse.Namespace) -> int:
     from standpipe.logs import spool
 
     ledger = open_ledger()
-    runs = ledger.history(arguments.name, 50)
-    run = arguments.run or next((run.id for run in runs if run.container), None)
-    path = paths.spool(arguments.name, run) if run else None
-    if path is None or not path.exists():
-        some = ", ".join(run.id for run in runs if run.container) or "none"
-        raise UsageError(f"no log of {arguments.name} run {run or '(none yet)'} on this host. It has runs: {some}")
-    for record in follow(arguments, ledger, path, str(run)):
+    runs = [run.id for run in ledger.history(arguments.name, 50) if run.container]
+    if not runs:
+        require_known(ledger, arguments.name)
+    run = arguments.run or next(iter(runs), "(none yet)")
+    noted = ledger.run(run)
+    path = paths.spool(arguments.name, run)
+    if noted is None or noted.pipeline != arguments.name or not path.exists():
+        newest = ", ".join(runs[:10]) or "none"
+        raise UsageError(f"no log of {arguments.name} run {run} on this host. Its newest runs: {newest}")
+
+    def growing() -> bool:
+        sys.stdout.flush()
+        noted = ledger.run(run)
+        return bool(arguments.follow and noted and not noted.outcome)
+
+    for record in spool.read(path, growing):
         if arguments.json:
             print(json.dumps(record, ensure_ascii=False))
         elif record["stream"] != "end":
@@ -228,24 +274,6 @@ def call_logs(arguments: argparse.Namespace) -> int:
             else:
                 print(stamp + spool.printable(spool.text(record)))
     return 0
-
-
-def follow(arguments: argparse.Namespace, ledger: Ledger, path: Path, run: str) -> Iterator[dict[str, Any]]:
-    """Yield a spool's records; with --follow, go on until the run is settled."""
-    from standpipe.logs import spool
-
-    seen = 0
-    while True:
-        noted = ledger.run(run)
-        unfinished = noted is not None and noted.outcome is None
-        for number, record in enumerate(spool.read(path), start=1):
-            if number > seen:
-                seen = number
-                yield record
-        sys.stdout.flush()
-        if not (arguments.follow and unfinished):
-            return
-        time.sleep(0.2)
 
 
 def call_doctor(arguments: argparse.Namespace) -> int:
@@ -279,7 +307,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
         ledger.forget(arguments.forget)
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
         return 0
-    runner.reconcile(ledger, ComposeEngine(), lambda message: print(message, flush=True))
+    runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
     return 0
 
 

@@ -6,7 +6,6 @@ step (`synchronous=FULL`). A slot has one row, and ends in one outcome.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +110,6 @@ class Ledger:
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
             path.chmod(0o600)
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
@@ -122,14 +120,24 @@ class Ledger:
         self._connection.close()
 
     def _migrate(self) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if self._version() == len(MIGRATIONS):
+            return
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        while (version := self._version()) < len(MIGRATIONS):
+            with self._transaction() as db:
+                if self._version() != version:
+                    continue  # another standpipe was quicker
+                for statement in MIGRATIONS[version].split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {version + 1}")
         if version > len(MIGRATIONS):
             raise NotWritable(
                 f"the ledger {self.path} was written by a newer standpipe (tables {version}, this one knows "
                 f"{len(MIGRATIONS)}): install that version again, by `ansible-playbook site.yml`"
             )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            self._connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -147,13 +155,20 @@ class Ledger:
             raise
 
     def register(self, pipeline: Pipeline, now: datetime) -> None:
-        """Note a pipeline from its first sight on; a changed schedule applies from `now`."""
-        schedule = pipeline.schedule.model_dump_json() if pipeline.schedule else None
+        """Note a pipeline from its first sight on; other slots than before exist from `now` on."""
         with self._transaction() as db:
+            row = db.execute("SELECT * FROM pipelines WHERE name = ?", (pipeline.name,)).fetchone()
+            before = Schedule.model_validate_json(row["schedule"]) if row and row["schedule"] else None
+            if row and before == pipeline.schedule:
+                return
+            names = [
+                (schedule.cron, schedule.timezone) if schedule else None for schedule in (before, pipeline.schedule)
+            ]
+            since = row["schedule_since"] if row and names[0] == names[1] else timestamp(now)
             db.execute(
-                "INSERT INTO pipelines VALUES (:name, :now, :schedule, :now) ON CONFLICT (name) DO UPDATE SET"
-                " schedule = :schedule, schedule_since = :now WHERE schedule IS NOT :schedule",
-                {"name": pipeline.name, "now": timestamp(now), "schedule": schedule},
+                "INSERT INTO pipelines VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+                " schedule = excluded.schedule, schedule_since = excluded.schedule_since",
+                (pipeline.name, timestamp(now), pipeline.schedule and pipeline.schedule.model_dump_json(), since),
             )
 
     def registered(self) -> list[Registered]:
@@ -163,7 +178,7 @@ class Ledger:
             Registered(
                 row["name"],
                 row["registered_at"],
-                Schedule.model_validate(json.loads(row["schedule"])) if row["schedule"] else None,
+                Schedule.model_validate_json(row["schedule"]) if row["schedule"] else None,
                 datetime.fromisoformat(row["schedule_since"]),
             )
             for row in rows
@@ -209,9 +224,19 @@ class Ledger:
                 db.execute("INSERT INTO slots VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
         return Run(**row) if row else None
 
-    def started(self, run: str, container: str) -> None:
+    def started(self, run: str, container: str, started_at: str | None, commit_id: str | None, image: str) -> None:
         """Note the container that a claimed run was started as."""
-        self._advance(run, "claimed", "started", container=container)
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = 'started', container = ?, started_at = ?, commit_id = ?, image = ?"
+                " WHERE id = ? AND state = 'claimed'",
+                (container, started_at, commit_id, image, run),
+            )
+
+    def ended(self, run: str) -> None:
+        """Note that a started run's container has ended, and that its log is on disk to the last line."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET state = 'ended' WHERE id = ? AND state = 'started'", (run,))
 
     def ending(self, run: str, why: str) -> None:
         """Note that a run is being ended, and why (`timed_out` or `stopped`), before it is."""
@@ -227,21 +252,13 @@ class Ledger:
         exit_code: int | None = None,
         started_at: str | None = None,
         ended_at: str | None = None,
-        commit_id: str | None = None,
-        image: str | None = None,
     ) -> None:
         """Note what came of a run, once; a run that is settled stays as it is."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?, started_at = ?,"
-                " ended_at = ?, commit_id = ?, image = ? WHERE id = ? AND state <> 'settled'",
-                (outcome, reason, exit_code, started_at, ended_at, commit_id, image, run),
-            )
-
-    def _advance(self, run: str, before: str, state: str, container: str) -> None:
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE runs SET state = ?, container = ? WHERE id = ? AND state = ?", (state, container, run, before)
+                "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
+                " started_at = coalesce(?, started_at), ended_at = ? WHERE id = ? AND state <> 'settled'",
+                (outcome, reason, exit_code, started_at, ended_at, run),
             )
 
     def run(self, run: str) -> Run | None:
@@ -260,6 +277,13 @@ class Ledger:
         else:
             rows = self._select("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
         return [Run(**row) for row in rows]
+
+    def last(self, pipeline: str) -> Run | None:
+        """Return the newest run of a pipeline that is settled."""
+        rows = self._select(
+            "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled' ORDER BY id DESC LIMIT 1", pipeline
+        )
+        return Run(**rows[0]) if rows else None
 
     def check(self) -> str:
         """Return SQLite's own word on the file: "ok", or what is damaged."""

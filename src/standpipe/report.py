@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from standpipe import slots
 from standpipe.ledger import Ledger, Registered, Run, timestamp
@@ -34,31 +35,30 @@ def history_as_json(runs: list[Run]) -> dict[str, Any]:
     return {"schema": SCHEMA, "runs": [run_as_json(run) for run in runs]}
 
 
-def history(runs: list[Run]) -> str:
-    """Return a table of runs, newest first."""
+def history(runs: list[Run], of_one: bool = False) -> str:
+    """Return a table of runs, newest first; without the pipeline's name where they are all of one."""
     if not runs:
         return "no runs yet"
-    header = ("RUN", "PIPELINE", "DATE", "TRIGGER", "OUTCOME", "EXIT", "TOOK", "COMMIT")
+    header = ("RUN", "PIPELINE", "DATE", "OUTCOME", "EXIT", "TOOK", "COMMIT", "BY")
     rows = [
         (
             run.id,
             run.pipeline,
             run.date,
-            run.trigger,
             outcome(run),
             "" if run.exit_code is None else str(run.exit_code),
             took(run),
             (run.commit_id or "")[:8],
+            {"scheduled": "cron", "manual": "hand"}.get(run.trigger, run.trigger),
         )
         for run in runs
     ]
-    return table([header, *rows])
+    return table([row[:1] + row[2:] if of_one else row for row in (header, *rows)])
 
 
 def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -> dict[str, Any]:
     """Return what a pipeline does, did last, and does next (`count` slots)."""
-    runs = ledger.history(pipeline.name, 1)
-    last = runs[0] if runs else None
+    last = ledger.last(pipeline.name)
     running = next((run for run in ledger.unfinished() if run.pipeline == pipeline.name), None)
     upcoming = slots.upcoming(pipeline.schedule, now, count) if pipeline.schedule else []
     return {
@@ -71,22 +71,21 @@ def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -
 
 
 def status(ledger: Ledger, now: datetime) -> str:
-    """Return a table: each pipeline, its last run, and its next slot."""
-    rows: list[tuple[str, ...]] = [("PIPELINE", "NOW", "LAST", "ENDED", "EXIT", "TOOK", "COMMIT", "NEXT (UTC)")]
-    running = {run.pipeline for run in ledger.unfinished()}
+    """Return a table: each pipeline, what it does now, its last run, and its next slot."""
+    rows: list[tuple[str, ...]] = [("PIPELINE", "LAST", "EXIT", "TOOK", "COMMIT", "ENDED", "NEXT (UTC)")]
+    running = {run.pipeline: run for run in ledger.unfinished()}
     for pipeline in ledger.registered():
-        runs = [run for run in ledger.history(pipeline.name, 2) if run.outcome]
-        last = runs[0] if runs else None
+        last = ledger.last(pipeline.name)
+        shown = running.get(pipeline.name) or last
         upcoming = slots.upcoming(pipeline.schedule, now, 1) if pipeline.schedule else []
         rows.append(
             (
                 pipeline.name,
-                "running" if pipeline.name in running else "-",
-                outcome(last) if last else "never ran",
-                (last.ended_at or last.claimed_at)[:16] if last else "",
-                "" if last is None or last.exit_code is None else str(last.exit_code),
-                took(last) if last else "",
-                (last.commit_id or "")[:8] if last else "",
+                outcome(shown) if shown else "never ran",
+                "" if shown is None or shown.exit_code is None else str(shown.exit_code),
+                took(shown, now) if shown else "",
+                (shown.commit_id or "")[:8] if shown else "",
+                ago(last, now) if last else "",
                 f"{upcoming[0]:%a %d %b %H:%M}" if upcoming else "by hand",
             )
         )
@@ -97,8 +96,11 @@ def next_slots(pipeline: Registered, now: datetime, count: int) -> str:
     """Return the next slots of a pipeline, in UTC and in the schedule's own zone, one a line."""
     if pipeline.schedule is None:
         return f"{pipeline.name} runs by hand only"
-    lines = [f"next slots of {pipeline.name} ({pipeline.schedule.cron}, {pipeline.schedule.timezone}):"]
-    lines += [f"  {slot:%a %Y-%m-%d %H:%M} UTC" for slot in slots.upcoming(pipeline.schedule, now, count)]
+    zone = pipeline.schedule.timezone
+    lines = [f"next slots of {pipeline.name} ({pipeline.schedule.cron}, {zone}):"]
+    for slot in slots.upcoming(pipeline.schedule, now, count):
+        own = "" if zone == "UTC" else f"   {slot.astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M} {zone}"
+        lines.append(f"  {slot:%a %Y-%m-%d %H:%M} UTC{own}")
     return "\n".join(lines)
 
 
@@ -107,15 +109,31 @@ def outcome(run: Run) -> str:
     return f"{run.outcome or 'running'} ({run.reason})" if run.reason else run.outcome or "running"
 
 
-def took(run: Run) -> str:
-    """Return how long a run took, to the tenth of a second below a minute."""
-    if not run.started_at or not run.ended_at:
+def took(run: Run, now: datetime | None = None) -> str:
+    """Return how long a run took, or has taken until `now`."""
+    if not run.started_at or not (run.ended_at or now):
         return ""
-    seconds = (instant(run.ended_at) - instant(run.started_at)).total_seconds()
-    if seconds < 60:
+    end = instant(run.ended_at) if run.ended_at else now or datetime.now(UTC)
+    return duration((end - instant(run.started_at)).total_seconds())
+
+
+def ago(run: Run, now: datetime) -> str:
+    """Return how long ago a run ended, or was tried."""
+    return f"{duration((now - instant(run.ended_at or run.claimed_at)).total_seconds(), tenths=False)} ago"
+
+
+def duration(seconds: float, tenths: bool = True) -> str:
+    """Write a duration for people: 12.3s, 4m05s, 3h20m, 2d04h."""
+    if seconds < 60 and tenths:
         return f"{seconds:.1f}s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
+    minutes, whole = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole:02}s" if minutes else f"{whole}s"
 
 
 def instant(text: str) -> datetime:

@@ -1,7 +1,7 @@
 """One run, from claim to release; and what is left of runs whose runner died.
 
-The steps: register, claim, start, follow, settle, release. Each is noted in the ledger before the
-next begins, and each can be done again.
+The steps: load, register, claim, start, follow, settle, release. Each is noted in the ledger before
+the next begins, and each can be done again, by the same process or by another.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from types import FrameType
 
 from ulid import ULID
@@ -27,46 +28,57 @@ from standpipe.errors import (
     AlreadyRunning,
     ConfigurationError,
     EngineUnavailable,
+    InternalError,
     StandpipeError,
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded
-from standpipe.logs.spool import Spool
+from standpipe.logs import spool
 from standpipe.pipeline import Pipeline, luigi_arguments
 
 Listener = Callable[[Line], None]
+Teller = Callable[[str], None]
+Requests = SimpleQueue[str]
+
+PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 
 
-def run(ledger: Ledger, engine: Engine, name: str, day: date | None, scheduled: bool, listen: Listener) -> Run | None:
+def run(
+    ledger: Ledger, engine: Engine, name: str, day: date | None, scheduled: bool, listen: Listener, say: Teller
+) -> Run | None:
     """Run a pipeline once; return the settled run, or None where no slot is due.
 
     `day` is the date of a run by hand; a scheduled run has its slot's own. Raises AlreadyRunning
-    where another run holds the pipeline, CannotStart where the engine cannot start it; either is on
-    record by then.
+    where another run holds the pipeline, CannotStart where the engine cannot start it,
+    ConfigurationError where its file is damaged; each is on record by then. Raises EngineUnavailable
+    where the engine went away for long: the run is then settled by `reconcile`, when it is back.
     """
     now = datetime.now(UTC)
-    pipeline, broken = load(name, scheduled)
+    pipeline, damage = load(name, scheduled)
     known = register(ledger, name, pipeline, now)
     slot = due_slot(ledger, known, now) if scheduled else None
     if scheduled and slot is None:
+        if damage:
+            raise damage
         return None
-    schedule = known.schedule if known else None
-    day = slots.slot_date(schedule, slot or now) if day is None else day
+    day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
     run_id = str(ULID())
-    with living_runner(run_id):
+    with living_runner(ledger, run_id) as life, stop_requests() as requests:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
             settle_the_dead(ledger, engine, name)
         try:
             claim(ledger, run_id, name, day, slot, now)
         except SlotRecorded:
             return None
-        if pipeline is None or broken:
+        if pipeline is None:
             ledger.settle(run_id, "failed", reason="policy", exit_code=ConfigurationError.exit_code)
-            raise broken or ConfigurationError(f"{name} cannot be read")
-        container = start(ledger, engine, run_id, pipeline, day)
-        with ending_on_request(ledger, engine, run_id, container, pipeline.stop_grace):
-            follow(ledger, engine, run_id, pipeline, container, listen)
+            raise damage or ConfigurationError(f"{name} cannot be read")
+        container = start(ledger, engine, run_id, pipeline, day, life)
+        say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
+        with bounded(ledger, engine, run_id, container, pipeline, requests, say):
+            follow(ledger, engine, run_id, name, container, listen, say)
         settle(ledger, engine, run_id, name)
+        release(ledger, engine, run_id, name)
     return ledger.run(run_id)
 
 
@@ -99,6 +111,21 @@ def make_lock(name: str) -> None:
             (directory / file).chmod(mode)
 
 
+def require_free_lock(name: str) -> None:
+    """Raise AlreadyRunning where a container holds the pipeline's kernel lock: none of a run's does by now."""
+    with (paths.LOCKS / name / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{name} is already running: a container that was started by hand holds its lock"
+            raise AlreadyRunning(message) from None
+
+
+def note_holder(name: str, run_id: str) -> None:
+    """Write down, where containers can read it, which run holds the pipeline; an empty id for none."""
+    (paths.LOCKS / name / "holder").write_text(f"{run_id}\n" if run_id else "")
+
+
 def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetime | None:
     """Return the newest slot that is due and has no record."""
     if known is None or known.schedule is None:
@@ -108,32 +135,57 @@ def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetim
 
 
 @contextmanager
-def living_runner(run_id: str) -> Iterator[None]:
-    """Hold a kernel lock in a run's name: it tells others that the run has a living runner."""
+def living_runner(ledger: Ledger, run_id: str) -> Iterator[int]:
+    """Hold a kernel lock in a run's name, which tells others that it is looked after; yield its descriptor.
+
+    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold
+    the lock too. The file stays until the run is settled: a new one would be a new lock.
+    """
     paths.RUNNERS.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = paths.RUNNERS / run_id
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield descriptor
+        finally:
+            noted = ledger.run(run_id)
+            if noted is None or noted.outcome:
+                path.unlink(missing_ok=True)
     finally:
-        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def has_living_runner(run_id: str) -> bool:
-    """Say whether the process that started a run still lives."""
+    """Say whether a process looks after a run."""
     try:
-        descriptor = os.open(paths.RUNNERS / run_id, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(paths.RUNNERS / run_id, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
         os.close(descriptor)
     return False
+
+
+@contextmanager
+def stop_requests() -> Iterator[Requests]:
+    """Take TERM and INT for requests to end the run; HUP is for whoever looks on, not for the run."""
+    requests: Requests = SimpleQueue()
+
+    def ask(_signum: int, _frame: FrameType | None) -> None:
+        requests.put("stopped")
+
+    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield requests
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def claim(ledger: Ledger, run_id: str, name: str, day: date, slot: datetime | None, now: datetime) -> None:
@@ -144,74 +196,125 @@ def claim(ledger: Ledger, run_id: str, name: str, day: date, slot: datetime | No
         raise AlreadyRunning(f"{name} is already running: run {held_by.id}, since {held_by.claimed_at}")
 
 
-def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date) -> Container:
+def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int) -> Container:
     """Start the container; whatever keeps it from starting is the run's outcome."""
+    name = pipeline.name
     try:
-        started = engine.start(pipeline.name, run_id, luigi_arguments(pipeline, day))
-    except AlreadyRunning as error:
-        ledger.settle(run_id, "skipped", reason="held", exit_code=error.exit_code)
+        require_free_lock(name)
+        note_holder(name, run_id)
+        start_exclusively(ledger, engine, run_id, pipeline, day, life)
+    except (AlreadyRunning, CannotStart) as error:
+        outcome, reason = ("failed", error.reason) if isinstance(error, CannotStart) else ("skipped", "held")
+        note_holder(name, "")
+        ledger.settle(run_id, outcome, reason=reason, exit_code=error.exit_code)
         raise
-    except CannotStart as error:
-        ledger.settle(run_id, "failed", reason=error.reason, exit_code=error.exit_code)
-        raise
-    ledger.started(run_id, started)
-    (paths.LOCKS / pipeline.name / "holder").write_text(f"{run_id}\n")
-    container = engine.find(pipeline.name, run_id)
+    container = found(engine, name, run_id)
     if container is None:
-        ledger.settle(run_id, "interrupted", reason="engine", exit_code=EngineUnavailable.exit_code)
-        raise EngineUnavailable(f"the container of {pipeline.name} was removed as soon as it had started")
+        note_holder(name, "")
+        ledger.settle(run_id, "interrupted", reason="engine")
+        raise EngineUnavailable(f"the container of {name} was removed as soon as it had started")
+    ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
     return container
 
 
+def start_exclusively(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int) -> None:
+    """Start the container under the pipeline's one name; an ended container that still has it gives way."""
+    arguments = luigi_arguments(pipeline, day)
+    try:
+        engine.start(pipeline.name, run_id, arguments, life)
+    except AlreadyRunning:
+        holder = engine.holder(pipeline.name)
+        if holder is not None and (holder.running or not holder.run):
+            who = f"run {holder.run}" if holder.run else f"the container {holder.name}, which was started by hand"
+            raise AlreadyRunning(f"{pipeline.name} is already running: {who}") from None
+        if holder is not None and holder.run:
+            engine.free(holder)
+            release(ledger, engine, holder.run, pipeline.name)
+        engine.start(pipeline.name, run_id, arguments, life)
+
+
+def found(engine: Engine, name: str, run_id: str) -> Container | None:
+    """Find a run's container; an engine that is being restarted is asked again."""
+    for _ in range(PATIENCE):
+        try:
+            return engine.find(name, run_id)
+        except EngineUnavailable:
+            time.sleep(1)
+    return engine.find(name, run_id)
+
+
 @contextmanager
-def ending_on_request(ledger: Ledger, engine: Engine, run_id: str, container: Container, grace: int) -> Iterator[None]:
-    """Stop the container, politely, when this process is asked to end."""
+def bounded(
+    ledger: Ledger,
+    engine: Engine,
+    run_id: str,
+    container: Container,
+    pipeline: Pipeline,
+    requests: Requests,
+    say: Teller,
+) -> Iterator[None]:
+    """End the container at its timeout, or when that is requested."""
+    elapsed = (datetime.now(UTC) - instant(container.started_at)).total_seconds() if container.started_at else 0.0
+    over = Event()
 
-    def stop(_signum: int, _frame: FrameType | None) -> None:
-        # In a thread: the log is still being followed, to its end.
-        threading.Thread(target=end, args=(ledger, engine, run_id, container.id, grace, "stopped"), daemon=True).start()
+    def watch() -> None:
+        try:
+            why = requests.get(timeout=max(0.0, pipeline.timeout - elapsed))
+        except Empty:
+            why = "timed_out"
+        if not over.is_set():
+            say(f"{pipeline.name}: run {run_id} is being stopped ({why}); Luigi may finish its current task")
+            end(ledger, engine, run_id, container, pipeline.stop_grace, why, over)
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        over.set()
+        requests.put("over")
+        watcher.join()
 
 
-def end(ledger: Ledger, engine: Engine, run_id: str, container: str, grace: int, why: str) -> None:
+def end(ledger: Ledger, engine: Engine, run_id: str, container: Container, grace: int, why: str, over: Event) -> None:
     """End a run before its time: note why, then TERM, a grace period for Luigi's current task, KILL."""
-    own = Ledger(ledger.path)  # SQLite's connections stay in the thread that made them
-    try:
+    with suppress(StandpipeError):  # a ledger that cannot be written must not keep the container going
+        own = Ledger(ledger.path)  # SQLite's connections stay in the thread that made them
         own.ending(run_id, why)
-    finally:
         own.close()
-    engine.stop(container, grace)
+    while not over.is_set():
+        try:
+            engine.stop(container.id, grace)
+            break
+        except EngineUnavailable:
+            over.wait(1)
 
 
 def follow(
-    ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, container: Container, listen: Listener
+    ledger: Ledger, engine: Engine, run_id: str, name: str, container: Container, listen: Listener, say: Teller
 ) -> None:
-    """Write the container's log to the spool until the container has ended; end it at its timeout."""
-    elapsed = 0.0
-    if container.started_at:
-        began = datetime.fromisoformat(container.started_at[:26].rstrip("Z") + "+00:00")
-        elapsed = (datetime.now(UTC) - began).total_seconds()
-    timer = threading.Timer(
-        max(0.0, pipeline.timeout - elapsed),
-        end,
-        (ledger, engine, run_id, container.id, pipeline.stop_grace, "timed_out"),
-    )
-    timer.daemon = True
-    timer.start()
+    """Write the container's log to the spool until the container has ended.
+
+    A spool that cannot be written does not end the run: its log stays in its container, which is
+    kept for as long as the spool is not whole.
+    """
+    lines = lines_until_the_end(engine, name, run_id, container)
     try:
-        with Spool(paths.spool(pipeline.name, run_id), run_id) as spool:
-            for line in lines_until_the_end(engine, pipeline.name, run_id, container):
-                spool.write(line)
-                listen(line)
-            spool.finish()
-    finally:
-        timer.cancel()
+        write_spool(run_id, name, lines, listen)
+    except OSError as error:
+        say(f"{name}: the log of run {run_id} cannot be spooled ({error}); its container keeps it")
+        for line in lines:
+            listen(line)
+    ledger.ended(run_id)
+
+
+def write_spool(run_id: str, name: str, lines: Iterator[Line], listen: Listener) -> None:
+    """Write all lines to a run's spool, from its first record to its last."""
+    with spool.Spool(paths.spool(name, run_id), run_id) as file:
+        for line in lines:
+            file.write(line)
+            listen(line)
+        file.finish()
 
 
 def lines_until_the_end(engine: Engine, name: str, run_id: str, container: Container) -> Iterator[Line]:
@@ -222,21 +325,21 @@ def lines_until_the_end(engine: Engine, name: str, run_id: str, container: Conta
             if number > seen:
                 seen = number
                 yield line
-        try:
-            now = engine.find(name, run_id)
-        except EngineUnavailable:
-            time.sleep(1)  # the daemon is being restarted: the container may well be alive
-            continue
+        now = found(engine, name, run_id)
         if now is None or not now.running:
             break
+        time.sleep(0.2)
 
 
 def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
-    """Note what came of a run by the container's own word; then free the pipeline's name."""
-    container = engine.find(name, run_id)
+    """Note what came of a run, by the container's own word."""
+    container = found(engine, name, run_id)
     noted = ledger.run(run_id)
-    if container is None or container.exit_code is None:
+    if container is None:
+        spool.close_as_it_is(paths.spool(name, run_id), run_id)
         ledger.settle(run_id, "interrupted", reason="engine")
+    elif container.started_at is None or container.exit_code is None:
+        ledger.settle(run_id, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
         outcome, reason, code = outcome_of(container, noted.ending if noted else None)
         ledger.settle(
@@ -246,12 +349,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             exit_code=code,
             started_at=container.started_at,
             ended_at=container.ended_at,
-            commit_id=container.commit,
-            image=container.image,
         )
-    (paths.LOCKS / name / "holder").write_text("")
-    if container is not None:
-        engine.release(container)
+    note_holder(name, "")
 
 
 def outcome_of(container: Container, ending: str | None) -> tuple[str, str | None, int]:
@@ -268,8 +367,27 @@ def outcome_of(container: Container, ending: str | None) -> tuple[str, str | Non
     return "failed", None, code or 1
 
 
-def reconcile(ledger: Ledger, engine: Engine, say: Callable[[str], None]) -> None:
-    """Register what the roles declared, settle what dead runners left, keep images to their number."""
+def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
+    """Free the pipeline's name from a settled run's ended container, and remove that when its log is on disk."""
+    container = found(engine, name, run_id)
+    noted = ledger.run(run_id)
+    if container is None or container.running or noted is None or noted.outcome is None:
+        return
+    engine.free(container)
+    if not spool.is_closed(paths.spool(name, run_id)):
+        try:
+            write_spool(run_id, name, engine.log(container.id), lambda _line: None)
+        except OSError:
+            return  # `reconcile` tries again; `doctor` tells of it
+    engine.remove(container)
+
+
+def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
+    """Register what the roles declared, settle what dead runners left, keep images to their number.
+
+    A container that still runs without its runner is followed to its end where `wait` is true.
+    Raises what is wrong with a pipeline's file, after all else is done.
+    """
     now = datetime.now(UTC)
     pipelines = []
     errors = []
@@ -280,7 +398,13 @@ def reconcile(ledger: Ledger, engine: Engine, say: Callable[[str], None]) -> Non
             errors.append(error)
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
-    settle_the_dead(ledger, engine, None, adopt=say)
+    for container in engine.containers():
+        noted = ledger.run(container.run) if container.run else None
+        if noted is not None and noted.outcome:
+            release(ledger, engine, noted.id, noted.pipeline)
+    settle_the_dead(ledger, engine, None, say)
+    if wait:
+        settle_the_dead(ledger, engine, None, say, wait=True)
     for pipeline in pipelines:
         for image in engine.discard_images(pipeline.name, pipeline.keep_images):
             say(f"removed the image {image}")
@@ -289,35 +413,63 @@ def reconcile(ledger: Ledger, engine: Engine, say: Callable[[str], None]) -> Non
 
 
 def settle_the_dead(
-    ledger: Ledger, engine: Engine, name: str | None, adopt: Callable[[str], None] | None = None
+    ledger: Ledger, engine: Engine, name: str | None, say: Teller = lambda _message: None, wait: bool = False
 ) -> None:
-    """Settle the unfinished runs whose runner died.
-
-    A container that has ended gives its log and its exit code; one that still runs is followed to
-    its end where `adopt` is given, and left alone otherwise; where there is none, the run never
-    started or was interrupted.
-    """
+    """Settle the unfinished runs, of one pipeline or of all, that no living process looks after."""
     for left in ledger.unfinished():
-        if (name is not None and left.pipeline != name) or has_living_runner(left.id):
-            continue
-        container = engine.find(left.pipeline, left.id)
-        if container is not None and container.running and adopt is None:
-            continue
-        if container is not None:
-            if adopt:
-                adopt(f"{left.pipeline}: settling run {left.id}, whose runner died")
-            with living_runner(left.id):
-                if left.state == "claimed":
-                    ledger.started(left.id, container.id)
-                follow(ledger, engine, left.id, configuration.load(left.pipeline), container, lambda _line: None)
-                settle(ledger, engine, left.id, left.pipeline)
-        else:
-            outcome = "failed" if left.state == "claimed" else "interrupted"
-            ledger.settle(left.id, outcome, reason="engine")
+        if name in (None, left.pipeline):
+            with suppress(BlockingIOError), living_runner(ledger, left.id):
+                settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: bool) -> None:
+    """Go on where a dead runner stopped: follow, settle, release, by what the engine has of the run.
+
+    A container that still runs is left alone, unless `wait` is true.
+    """
+    left = ledger.run(run_id)
+    if left is None or left.outcome:
+        return  # another process was quicker
+    container = engine.find(left.pipeline, run_id)
+    if container is not None and container.running and not wait:
+        say(f"{left.pipeline}: run {run_id} goes on without its runner: standpipe reconcile follows it to its end")
+        return
+    make_lock(left.pipeline)
+    if container is not None and container.started_at:
+        say(f"{left.pipeline}: going on with run {run_id}, whose runner died")
+        ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
+        if left.state != "ended":
+            with bounded(ledger, engine, run_id, container, bounds(left.pipeline), SimpleQueue(), say):
+                follow(ledger, engine, run_id, left.pipeline, container, lambda _line: None, say)
+        settle(ledger, engine, run_id, left.pipeline)
+    elif left.state == "claimed":
+        # Nothing ran. A container that was made and never started has no log and no exit code.
+        ledger.settle(run_id, "interrupted")
+        note_holder(left.pipeline, "")
+    else:
+        settle(ledger, engine, run_id, left.pipeline)
+    release(ledger, engine, run_id, left.pipeline)
+    settled = ledger.run(run_id)
+    say(f"{left.pipeline}: run {run_id} is settled: {settled.outcome if settled else 'gone'}")
+
+
+def bounds(name: str) -> Pipeline:
+    """Return a pipeline for its timeout and grace; the defaults where it is no longer declared."""
+    try:
+        return configuration.load(name)
+    except StandpipeError:
+        return Pipeline(name=name, state="absent")
+
+
+def instant(text: str) -> datetime:
+    """Read a timestamp of the ledger's or of the engine's (to the nanosecond)."""
+    return datetime.fromisoformat(text.rstrip("Z")[:26]).replace(tzinfo=UTC)
 
 
 def exit_code_of(run: Run) -> int:
     """Return the exit code that `standpipe run` has for a settled run; a failure is never 0."""
     if run.outcome == "succeeded":
         return 0
-    return run.exit_code or StandpipeError.exit_code
+    if run.outcome == "interrupted":
+        return EngineUnavailable.exit_code
+    return run.exit_code or InternalError.exit_code

@@ -10,7 +10,7 @@ from standpipe.errors import StandpipeError
 
 
 class CannotStart(StandpipeError):
-    """A run that could not be started: `reason` is the ledger's (engine, image, no_space)."""
+    """A run that could not be started: `reason` is the ledger's (engine, image, no_space, policy)."""
 
     def __init__(self, reason: str, message: str, exit_code: int) -> None:
         """Keep the ledger's reason and the command's exit code beside the message."""
@@ -21,7 +21,11 @@ class CannotStart(StandpipeError):
 
 @dataclass(frozen=True)
 class Container:
-    """What the engine says of a run's container; times are RFC 3339, `exit_code` is None while it runs."""
+    """What the engine says of a run's container.
+
+    Times are RFC 3339; `started_at` is None where it was made and never started, `exit_code` is None
+    while it runs.
+    """
 
     id: str
     name: str
@@ -45,10 +49,19 @@ class Line:
 
 
 class Engine(Protocol):
-    """What a run needs of an engine. Every method raises EngineUnavailable where it does not answer."""
+    """What a run needs of an engine.
 
-    def start(self, pipeline: str, run: str, arguments: list[str]) -> str:
-        """Start a run's container, exclusively; return its id. Raises AlreadyRunning or CannotStart."""
+    Every method raises EngineUnavailable where it does not answer, and each can be repeated: what is
+    done already, or gone already, is no error.
+    """
+
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
+        """Start a run's container, exclusively.
+
+        `life` is a file descriptor that whatever does the starting holds open for as long as it may
+        still make a container. Raises AlreadyRunning where the pipeline's name is taken, CannotStart
+        where there is no container and will be none, EngineUnavailable where that is not known.
+        """
 
     def find(self, pipeline: str, run: str) -> Container | None:
         """Return a run's container, running or ended."""
@@ -56,14 +69,23 @@ class Engine(Protocol):
     def holder(self, pipeline: str) -> Container | None:
         """Return the container that holds the pipeline's name, whoever started it."""
 
+    def containers(self) -> list[Container]:
+        """Return the containers of all runs, running or ended."""
+
     def log(self, container: str) -> Iterator[Line]:
         """Yield the lines of a container's log from its first, until it ends or the connection breaks."""
 
     def stop(self, container: str, grace: int) -> None:
         """Ask a container to end, and end it after `grace` seconds."""
 
-    def release(self, container: Container) -> None:
-        """Free the pipeline's name, and remove the container."""
+    def free(self, container: Container) -> None:
+        """Rename an ended container after its run, so that the pipeline's name is free for another."""
+
+    def remove(self, container: Container) -> None:
+        """Remove an ended container, and its log with it."""
+
+    def has_image(self, pipeline: str) -> bool:
+        """Say whether the image that is in service is there to be started."""
 
     def discard_images(self, pipeline: str, keep: int) -> list[str]:
         """Remove a pipeline's images but the newest `keep` and those in use; return what was removed."""

@@ -7,6 +7,7 @@ goes through the Engine API, which needs no process for each question.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,18 +16,41 @@ from typing import TYPE_CHECKING, Any
 
 from standpipe import paths
 from standpipe.engines import CannotStart, Container, Line
-from standpipe.errors import AlreadyRunning, EngineUnavailable
+from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable
 
 if TYPE_CHECKING:
     from docker import APIClient
 
+SOCKET = "unix:///var/run/docker.sock"
+START_WITHIN = 600  # seconds for Compose to make and start a container
+# Compose builds an image that is missing, whatever the pull policy says. A run takes what is in service, or nothing.
+NEVER_BUILD = "services: {luigi: {build: !reset null}}"
 RUN_LABEL = "standpipe.run"
 PIPELINE_LABEL = "standpipe.pipeline"
 COMMIT_LABEL = "org.opencontainers.image.revision"
+
+# What Docker and Compose say (versions 20.10 to 29), in lower case, and what it means for a run.
+NAME_TAKEN = "is already in use by container"
 UNREACHABLE = (
     "cannot connect to the docker daemon",
     "failed to connect to the docker api",
     "is the docker daemon running",
+)
+NO_COMPOSE = (
+    "is not a docker command",
+    "unknown command: docker compose",
+    "unknown shorthand flag: 'f'",
+    "unknown flag: --progress",
+)
+NO_SPACE = ("no space left on device", "disk quota exceeded")
+NO_IMAGE = ("no such image", "pull access denied", "manifest unknown")
+BAD_COMPOSE_FILE = (
+    "no configuration file provided",
+    "no such service",
+    "yaml:",
+    "validating ",
+    "additional propert",
+    "interpolation format",
 )
 
 
@@ -45,60 +69,94 @@ class ComposeEngine:
         from docker.errors import DockerException
 
         try:
-            return docker.APIClient(version="auto", timeout=60)
+            return docker.APIClient(base_url=SOCKET, version="auto", timeout=60)
         except DockerException as error:
             raise unavailable(error) from None
 
-    def start(self, pipeline: str, run: str, arguments: list[str]) -> str:
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
         """Start the service `luigi` of the pipeline's Compose file under the pipeline's one name."""
-        name = container_name(pipeline)
-        command = ["docker", "compose", "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "run"]
-        command += ["--detach", "--no-TTY", "--name", name]
+        if not paths.compose_file(pipeline).exists():
+            raise bad_compose_file(pipeline, "it is not there")
+        command = ["docker", "compose", "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "-f", "-"]
+        command += ["run", "--detach", "--no-TTY", "--name", container_name(pipeline)]
         command += ["--label", f"{RUN_LABEL}={run}", "--label", f"{PIPELINE_LABEL}={pipeline}", "luigi", *arguments]
+        # Who calls decides nothing: a variable of his shell would go before the pipeline's own .env.
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment["DOCKER_HOST"] = SOCKET
         # The client is imported while Compose is at work: neither then waits for the other.
         importing = threading.Thread(target=lambda: __import__("docker"), daemon=True)
         importing.start()
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
+            answer = subprocess.run(
+                command,
+                env=environment,
+                pass_fds=[life],
+                start_new_session=True,  # a terminal's Ctrl-C is for the run, not for its starting
+                input=NEVER_BUILD,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=START_WITHIN,
+                check=False,
+            )
         except FileNotFoundError:
             raise CannotStart("engine", "there is no docker command here: run site.yml on this host", 69) from None
+        except subprocess.TimeoutExpired:
+            raise EngineUnavailable(f"Docker has not started {pipeline} within {START_WITHIN} s") from None
         importing.join()
-        if answer.returncode == 0:
-            return answer.stdout.split()[-1]
-        raise self._not_started(pipeline, run, answer.stderr.strip())
+        if answer.returncode != 0:
+            raise self._not_started(pipeline, run, answer.stderr.strip())
 
     def _not_started(self, pipeline: str, run: str, said: str) -> Exception:
         """Tell why a container was not started, and leave nothing of it behind."""
         lower = said.lower()
-        if any(phrase in lower for phrase in UNREACHABLE):
-            return CannotStart("engine", "Docker does not answer: systemctl status docker", 69)
-        if "is already in use by container" in lower:
+        last = said.splitlines()[-1] if said else "it gave no reason"
+
+        def has(phrases: tuple[str, ...]) -> bool:
+            return any(phrase in lower for phrase in phrases)
+
+        if has(UNREACHABLE):
+            return CannotStart("engine", "Docker does not answer: systemctl status docker", EngineUnavailable.exit_code)
+        if NAME_TAKEN in lower:
             return AlreadyRunning(f"{pipeline} is already running, as the container {container_name(pipeline)}")
+        if has(NO_COMPOSE):
+            message = "there is no Compose v2 beside Docker: run site.yml on this host"
+            return CannotStart("engine", message, EngineUnavailable.exit_code)
         container = self.find(pipeline, run)
         if container:
-            self._remove(container)
-        last = said.splitlines()[-1] if said else "no reason given"
-        if "no space left on device" in lower:
-            return CannotStart("no_space", f"no disk space for the container of {pipeline}: {last}", 73)
-        if "no such image" in lower or "pull access denied" in lower or "manifest unknown" in lower:
-            return CannotStart("image", f"the image of {pipeline} is not on this host: run site.yml ({last})", 78)
-        if "no such file or directory" in lower or "no configuration file provided" in lower:
-            return CannotStart("engine", f"the Compose file of {pipeline} cannot be used: run site.yml ({last})", 78)
-        return CannotStart("engine", f"Docker could not start {pipeline}: {last}", 69)
+            if container.started_at:
+                return EngineUnavailable(f"Docker started {pipeline} and then said: {last}")
+            self.remove(container)
+        if has(NO_SPACE):
+            return CannotStart("no_space", f"no disk space to start {pipeline}: {last}", NotWritable.exit_code)
+        if has(NO_IMAGE):
+            message = f"the image of {pipeline} is not on this host: run site.yml ({last})"
+            return CannotStart("image", message, ConfigurationError.exit_code)
+        if has(BAD_COMPOSE_FILE):
+            return bad_compose_file(pipeline, last)
+        return CannotStart("engine", f"Docker could not start {pipeline}: {last}", EngineUnavailable.exit_code)
 
     def find(self, pipeline: str, run: str) -> Container | None:
         """Return a run's container, by its label."""
-        found = self._ask("containers", all=True, filters={"label": f"{RUN_LABEL}={run}"})
-        return self._inspect(found[0]["Id"]) if found else None
+        return next(iter(self._list(label=f"{RUN_LABEL}={run}")), None)
 
     def holder(self, pipeline: str) -> Container | None:
         """Return the container of the pipeline's name, ended ones too."""
-        name = container_name(pipeline)
-        found = self._ask("containers", all=True, filters={"name": f"^/?{name}$"})
-        return self._inspect(found[0]["Id"]) if found else None
+        return next(iter(self._list(name=f"^/?{container_name(pipeline)}$")), None)
 
-    def _inspect(self, container: str) -> Container:
+    def containers(self) -> list[Container]:
+        """Return every container that has a run's label."""
+        return self._list(label=RUN_LABEL)
+
+    def _list(self, **filters: str) -> list[Container]:
+        found = self._ask("containers", all=True, filters=filters)
+        inspected = (self._inspect(container["Id"]) for container in found)
+        return [container for container in inspected if container]
+
+    def _inspect(self, container: str) -> Container | None:
         seen = self._ask("inspect_container", container)
+        if seen is None:
+            return None
         state, labels = seen["State"], seen["Config"]["Labels"] or {}
         running = bool(state["Running"] or state["Paused"] or state["Restarting"])
         return Container(
@@ -128,7 +186,7 @@ class ComposeEngine:
         try:
             with self.api.get(address, params=parameters, stream=True, timeout=None) as response:
                 response.raise_for_status()
-                while header := response.raw.read(8):
+                while len(header := response.raw.read(8)) == 8:
                     stream = "stderr" if header[0] == 2 else "stdout"
                     time, _, piece = response.raw.read(int.from_bytes(header[4:8], "big")).partition(b" ")
                     began, data = open_lines.setdefault(stream, (time.decode("ascii", "replace"), bytearray()))
@@ -145,14 +203,18 @@ class ComposeEngine:
         """Send TERM, and KILL after `grace` seconds."""
         self._ask("stop", container, timeout=grace)
 
-    def release(self, container: Container) -> None:
-        """Give the container the name of its run alone, and remove it: its spool is closed and on disk."""
+    def free(self, container: Container) -> None:
+        """Give the container the name of its pipeline and its run."""
         if container.run and not container.name.endswith(container.run):
             self._ask("rename", container.id, f"{container.name}.{container.run}")
-        self._remove(container)
 
-    def _remove(self, container: Container) -> None:
+    def remove(self, container: Container) -> None:
+        """Remove an ended container; Docker refuses one that runs."""
         self._ask("remove_container", container.id)
+
+    def has_image(self, pipeline: str) -> bool:
+        """Ask for the image that the role put in service."""
+        return self._ask("inspect_image", self._in_service(pipeline)) is not None
 
     def discard_images(self, pipeline: str, keep: int) -> list[str]:
         """Remove the oldest images of the pipeline's repository; Docker itself refuses those in use."""
@@ -174,7 +236,11 @@ class ComposeEngine:
         return removed
 
     def _in_service(self, pipeline: str) -> str:
-        settings = (paths.CONTEXTS / pipeline / "docker/.env").read_text().splitlines()
+        path = paths.compose_file(pipeline).with_name(".env")
+        try:
+            settings = path.read_text().splitlines()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read ({error.strerror}): run site.yml on this host") from None
         return next((line.split("=", 1)[1] for line in settings if line.startswith("STANDPIPE_IMAGE=")), "")
 
     def version(self) -> str:
@@ -188,12 +254,19 @@ class ComposeEngine:
         return f"Docker {engine}, Compose {json.loads(compose.stdout)['version']}"
 
     def _ask(self, question: str, *arguments: Any, **options: Any) -> Any:
-        """Ask the Engine API; a daemon that does not answer is EngineUnavailable."""
+        """Ask the Engine API; None where what was asked about is gone, or somebody else is at it already."""
         import requests
+        from docker.errors import APIError
 
         try:
             return getattr(self.api, question)(*arguments, **options)
-        except requests.ConnectionError as error:
+        except APIError as error:
+            if error.status_code in (404, 409):
+                return None
+            raise EngineUnavailable(
+                f"Docker answers with an error ({error.explanation}): journalctl -u docker"
+            ) from None
+        except requests.RequestException as error:
             raise unavailable(error) from None
 
 
@@ -205,3 +278,9 @@ def instant(text: str) -> str | None:
 def unavailable(error: Exception) -> EngineUnavailable:
     """Say that Docker does not answer, and what to look at."""
     return EngineUnavailable(f"Docker does not answer ({type(error).__name__}): systemctl status docker")
+
+
+def bad_compose_file(pipeline: str, why: str) -> CannotStart:
+    """Say that the Compose file cannot be used: a matter of the declaration, told with the exit code for that."""
+    message = f"{paths.compose_file(pipeline)} cannot be used: run site.yml on this host ({why})"
+    return CannotStart("policy", message, ConfigurationError.exit_code)

@@ -11,29 +11,36 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from standpipe.engines import Line
+from standpipe.errors import InternalError
 
-# What would move a terminal's cursor, or forge a line: shown as \x.. by `printable`.
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if code != 0x09}
+# What would move a terminal's cursor, turn its text around, or forge a line: shown as its number.
+UNSEEN = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROL = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in UNSEEN if code != 0x09}
 
 
 class Spool:
-    """The spool of one run, open for writing; written anew from its first line."""
+    """The spool of one run, open for writing from its first line.
+
+    A run that is followed again is written over what is there: the container's log is the same from
+    its start, so the bytes are too, and whoever is reading the file meanwhile sees none of it vanish.
+    """
 
     def __init__(self, path: Path, run: str) -> None:
         """Make the file, and its directory, root's alone."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = path
         self._run = run
         self._digest = hashlib.sha256()
         self.count = 0
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._file = os.fdopen(descriptor, "wb")
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb")
 
     def __enter__(self) -> Spool:
         """Return the spool."""
@@ -47,19 +54,22 @@ class Spool:
 
     def write(self, line: Line) -> None:
         """Append one line, where a reader of the file sees it at once."""
-        self.count += 1
-        record: dict[str, Any] = {"run": self._run, "seq": self.count, "time": line.time, "stream": line.stream}
+        record: dict[str, Any] = {"run": self._run, "seq": self.count + 1, "time": line.time, "stream": line.stream}
         try:
             record["text"] = line.data.decode()
         except UnicodeDecodeError:
             record["base64"] = base64.b64encode(line.data).decode()
-        encoded = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        self._digest.update(encoded)
-        self._file.write(encoded)
+        self.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def append(self, record: bytes) -> None:
+        """Append a record as it is to stand in the file, its newline included."""
+        self._file.write(record)
         self._file.flush()
+        self._digest.update(record)
+        self.count += 1
 
     def finish(self) -> None:
-        """Write the closing record, and flush all to disk."""
+        """Write the closing record, cut off what an earlier writer left behind it, and flush all to disk."""
         record = {
             "run": self._run,
             "seq": self.count + 1,
@@ -69,16 +79,64 @@ class Spool:
             "sha256": self._digest.hexdigest(),
         }
         self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.truncate()
         self._file.flush()
         os.fsync(self._file.fileno())
+        flush_directory(self._path.parent)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a spool as far as it is written."""
+def flush_directory(path: Path) -> None:
+    """Have the names in a directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def close_as_it_is(path: Path, run: str) -> None:
+    """Close the spool of a run whose container is gone: what is there is all that there will be."""
+    before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    with Spool(path, run) as spool:
+        for record in before:
+            if record.endswith(b"\n"):
+                spool.append(record)
+        spool.finish()
+
+
+def is_closed(path: Path) -> bool:
+    """Say whether a spool has its closing record."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 512))  # the closing record is shorter
+            last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        return bool(json.loads(last)["stream"] == "end")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read(path: Path, growing: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
+    """Yield the records of a spool as far as it is written; wait for more of them while it is `growing`.
+
+    Raises InternalError where a line of the file is no record.
+    """
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        number = 0
+        while True:
+            more = growing()
+            while (line := file.readline()).endswith(b"\n"):
+                number += 1
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    raise InternalError(f"{path} is damaged: its line {number} is no record") from None
+                yield record
+                if record["stream"] == "end":
+                    return
+            file.seek(-len(line), os.SEEK_CUR)  # a line that is still being written
+            if not more:
+                return
+            time.sleep(0.2)
 
 
 def text(record: dict[str, Any]) -> bytes:
