@@ -7,10 +7,13 @@ $XDG_CACHE_HOME/standpipe/git; what is there already is not fetched again.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from standpipe.errors import ConfigurationError
@@ -72,8 +75,21 @@ def fetch(repo: str, version: str, commit: str) -> Path:
     """Bring a commit and its trees into the cache; return the cached repository's path."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "standpipe" / "git"
     cache = home / hashlib.sha256(repo.encode()).hexdigest()[:16]
+    with alone(cache):
+        return _fetch(cache, repo, version, commit)
+
+
+@contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """Keep other fetches, of this process and of others, away from one cached repository."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(cache: Path, repo: str, version: str, commit: str) -> Path:
     if not (cache / "HEAD").exists():
-        cache.mkdir(parents=True, exist_ok=True)
         git("init", "--quiet", "--bare", str(cache))
     if git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
         return cache
