@@ -1,0 +1,118 @@
+"""What the commands that only read show, to people and to programs."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from conftest import DECLARED
+from standpipe import paths
+from standpipe.cli import main
+from standpipe.engines import Line
+from standpipe.ledger import Ledger
+from standpipe.logs import spool
+from standpipe.pipeline import Pipeline
+
+RUN = "01J00000000000000000000000"
+
+
+@pytest.fixture
+def ran(ledger: Ledger) -> Path:
+    """A host on which one run of arxlive has failed with a log of three lines; return its spool."""
+    import yaml
+
+    now = datetime(2026, 11, 23, 3, tzinfo=UTC)
+    ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED)), now)
+    ledger.claim(RUN, "arxlive", "scheduled", date(2026, 11, 23), now, now)
+    ledger.started(RUN, "c1", "2026-11-23T03:00:01.5Z", "c" * 40, "sha256:0")
+    path = paths.spool("arxlive", RUN)
+    with spool.Spool(path, RUN) as file:
+        for data in (b"one", b"\x1b[2Jcleared \xe2\x80\xae", b"\xff\x00"):
+            file.write(Line("2026-11-23T03:00:02Z", "stderr", data))
+        file.finish()
+    ledger.settle(RUN, "failed", exit_code=30, ended_at="2026-11-23T03:01:06.5Z")
+    return path
+
+
+def test_history_is_a_table_for_people(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["RUN", "PIPELINE", "DATE", "OUTCOME", "EXIT", "TOOK", "COMMIT", "BY"]
+    assert row.split() == [RUN, "arxlive", "2026-11-23", "failed", "30", "1m05s", "cccccccc", "cron"]
+
+
+def test_history_has_the_words_of_the_contract_for_programs(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "arxlive", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": 1,
+        "runs": [
+            {
+                "id": RUN,
+                "pipeline": "arxlive",
+                "slot": "2026-11-23T03:00:00.000000Z",
+                "trigger": "scheduled",
+                "outcome": "failed",
+                "reason": None,
+                "exit_code": 30,
+                "started_at": "2026-11-23T03:00:01.5Z",
+                "ended_at": "2026-11-23T03:01:06.5Z",
+                "commit": "c" * 40,
+                "image": "sha256:0",
+                "receipt": None,
+            }
+        ],
+    }
+
+
+def test_status_shows_the_last_run_and_the_next_slots(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--json", "--next", "3"]) == 0
+    (pipeline,) = json.loads(capsys.readouterr().out)["pipelines"]
+    assert (pipeline["name"], pipeline["running"], pipeline["last"]["id"]) == ("arxlive", None, RUN)
+    assert len(pipeline["next"]) == 3
+
+
+def test_a_log_cannot_drive_a_terminal_unless_it_is_asked_for_raw(
+    ran: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["logs", "arxlive"]) == 0
+    assert capfdbinary.readouterr().out == b"one\n\\x1b[2Jcleared \\u202e\n\\xff\\x00\n"
+    assert main(["logs", "arxlive", "--raw"]) == 0
+    assert capfdbinary.readouterr().out == b"one\n\x1b[2Jcleared \xe2\x80\xae\n\xff\x00\n"
+
+
+@pytest.mark.parametrize("command", [["status", "nosuch"], ["history", "nosuch"], ["logs", "nosuch"]])
+def test_an_unknown_pipeline_lists_those_that_are_known(
+    ran: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    assert "It knows: arxlive" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_lists_the_newest(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "arxlive", "--run", "01J0000000000000000000000Z"]) == 2
+    assert f"Its newest runs: {RUN}" in capsys.readouterr().err
+
+
+def test_a_damaged_ledger_is_named_with_what_to_do(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths.LEDGER.parent.mkdir(parents=True, exist_ok=True)
+    paths.LEDGER.write_bytes(b"this is no database" * 100)
+    assert main(["history"]) == 73
+    told = capsys.readouterr().err
+    assert str(paths.LEDGER) in told
+    assert "set it aside" in told
+    assert paths.LEDGER.read_bytes().startswith(b"this is no database")
+
+
+def test_a_spool_is_closed_once_and_one_that_was_cut_off_is_closed_as_it_is(ran: Path) -> None:
+    assert spool.is_closed(ran)
+    whole = ran.read_bytes()
+    ran.write_bytes(whole[: whole.index(b"\n", 120) + 20])  # two lines and a half
+    assert not spool.is_closed(ran)
+    spool.close_as_it_is(ran, RUN)
+    records = list(spool.read(ran))
+    assert spool.is_closed(ran)
+    assert [record["stream"] for record in records][-1] == "end"
+    assert records[-1]["count"] == len(records) - 1
