@@ -21,7 +21,7 @@ test-full: .venv/dev ## The same, with every fault of the fault matrices
 lint: .venv/dev ## ansible-lint, yamllint, ruff, mypy, shellcheck's kind of errors
 	@tests/lint
 
-bench: .venv/dev ## Measure, as ratios against a peer or a bare command in the same run
+bench: ## Measure, as ratios against a peer or a bare command in the same run
 	@bench/run $(STATE)
 
 docs: .venv/dev ## Make the generated pages of docs/ anew
