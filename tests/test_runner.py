@@ -141,7 +141,7 @@ def by_hand_in_a_thread(engine: ProcessEngine) -> None:
     run_id = "01J00000000000000000000000"
     with contextlib.closing(own), runner.living_runner(own, run_id) as life:
         runner.make_lock("arxlive")
-        runner.claim(own, run_id, "arxlive", date(2026, 11, 23), None, datetime.now(UTC))
+        runner.claim(own, run_id, "arxlive", "manual", date(2026, 11, 23), None)
         pipeline = Pipeline.model_validate(_document())
         container = runner.start(own, engine, run_id, pipeline, date(2026, 11, 23), life)
         runner.follow(own, engine, run_id, "arxlive", container, nothing, nothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import getpass
 import json
 import os
 import sys
@@ -78,6 +79,23 @@ def parser() -> argparse.ArgumentParser:
     )
     when.add_argument("--scheduled", action="store_true", help="claim the newest slot that is due (cron's line)")
     run.set_defaults(call=call_run)
+
+    stop = commands.add_parser("stop", help="end what runs of a pipeline; Luigi may finish its current task")
+    stop.add_argument("name")
+    stop.set_defaults(call=call_stop)
+
+    backfill = commands.add_parser("backfill", help="work through the slots of a range of dates, oldest first")
+    backfill.add_argument("name")
+    backfill.add_argument("--from", dest="first", type=day, required=True, metavar="YYYY-MM-DD")
+    backfill.add_argument("--to", dest="last", type=day, required=True, metavar="YYYY-MM-DD", help="this date included")
+    backfill.add_argument("--again", action="store_true", help="what succeeded, too")
+    backfill.add_argument("--dry-run", action="store_true", help="list the slots and start nothing")
+    backfill.set_defaults(call=call_backfill)
+
+    catch_up = commands.add_parser(
+        "catch-up", help="make up for slots that nothing started, and for those to be retried"
+    )
+    catch_up.set_defaults(call=call_catch_up)
 
     status = commands.add_parser("status", help="what runs, what ran last, what is next")
     status.add_argument("name", nargs="?", help="one pipeline, with its next slots")
@@ -172,6 +190,60 @@ def call_run(arguments: argparse.Namespace) -> int:
     code = runner.exit_code_of(run)
     say(f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {code}, {report.took(run) or 'never started'}")
     return code
+
+
+def call_stop(arguments: argparse.Namespace) -> int:
+    """Stop a run; the exit code is 0 once it is settled, and where none was running."""
+    from standpipe import report, runner
+    from standpipe.engines.compose import ComposeEngine
+
+    ledger = open_ledger()
+    require_known(ledger, arguments.name)
+    who = os.environ.get("SUDO_USER") or getpass.getuser()
+
+    def say(message: str) -> None:
+        print(f"standpipe: {message}", file=sys.stderr, flush=True)
+
+    run = runner.stop(ledger, ComposeEngine(), arguments.name, who, say)
+    print(f"{run.pipeline}: run {run.id} {report.outcome(run)}" if run else f"{arguments.name}: nothing is running")
+    return 0
+
+
+def call_backfill(arguments: argparse.Namespace) -> int:
+    """Work through a range, or list it."""
+    from standpipe import backfill, configuration
+    from standpipe.engines.compose import ComposeEngine
+
+    ledger, pipeline = open_ledger(), configuration.load(arguments.name)
+    ledger.register(pipeline, datetime.now(UTC))
+    todo = backfill.open_slots(ledger, pipeline, arguments.first, arguments.last, arguments.again)
+    if arguments.dry_run:
+        for slot in todo:
+            print(f"{slot:%a %Y-%m-%d %H:%M} UTC")
+        return 0
+    if not todo:
+        print(f"{arguments.name}: no slot of {arguments.first} to {arguments.last} is left to be done")
+        return 0
+
+    def say(message: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"standpipe: {message}", file=sys.stderr)
+
+    return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say)
+
+
+def call_catch_up(_arguments: argparse.Namespace) -> int:
+    """Look after every slot; what a single pipeline lacks is told, and the rest goes on."""
+    from standpipe import catch_up
+    from standpipe.engines.compose import ComposeEngine
+
+    def say(message: str) -> None:
+        note(message)
+        print(message, flush=True)
+
+    failures = catch_up.catch_up(open_ledger(), ComposeEngine(), quiet, say, datetime.now(UTC))
+    return InternalError.exit_code if failures else 0
 
 
 def quiet(_line: Line) -> None:

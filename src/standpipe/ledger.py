@@ -54,12 +54,24 @@ MIGRATIONS = (
         PRIMARY KEY (pipeline, slot)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE runs ADD COLUMN detail TEXT;
+    ALTER TABLE slots ADD COLUMN retry_at TEXT;
+    ALTER TABLE pipelines ADD COLUMN complete_until TEXT;
+    CREATE INDEX retries ON slots (retry_at) WHERE retry_at IS NOT NULL;
+    CREATE INDEX runs_by_slot ON runs (pipeline, slot);
+    CREATE TABLE watch (one INTEGER PRIMARY KEY CHECK (one = 1), seen_at TEXT NOT NULL) STRICT;
+    """,
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished."""
+    """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished.
+
+    `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people.
+    """
 
     id: str
     pipeline: str
@@ -78,6 +90,8 @@ class Run:
     image: str | None
     container: str | None
     receipt: str | None
+    attempt: int
+    detail: str | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,7 @@ class Registered:
     registered_at: str
     schedule: Schedule | None
     schedule_since: datetime
+    complete_until: datetime  # every slot until then has its record
 
 
 class SlotRecorded(Exception):
@@ -166,8 +181,10 @@ class Ledger:
             ]
             since = row["schedule_since"] if row and names[0] == names[1] else timestamp(now)
             db.execute(
-                "INSERT INTO pipelines VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-                " schedule = excluded.schedule, schedule_since = excluded.schedule_since",
+                "INSERT INTO pipelines (name, registered_at, schedule, schedule_since) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET schedule = excluded.schedule, complete_until ="
+                " CASE WHEN schedule_since = excluded.schedule_since THEN complete_until END,"
+                " schedule_since = excluded.schedule_since",
                 (pipeline.name, timestamp(now), pipeline.schedule and pipeline.schedule.model_dump_json(), since),
             )
 
@@ -180,6 +197,7 @@ class Ledger:
                 row["registered_at"],
                 Schedule.model_validate_json(row["schedule"]) if row["schedule"] else None,
                 datetime.fromisoformat(row["schedule_since"]),
+                datetime.fromisoformat(row["complete_until"] or row["schedule_since"]),
             )
             for row in rows
         ]
@@ -197,19 +215,27 @@ class Ledger:
     def claim(
         self, run: str, pipeline: str, trigger: str, day: date, slot: datetime | None, now: datetime
     ) -> Run | None:
-        """Claim a pipeline, and a slot of it, for `run`.
+        """Claim a pipeline for `run`, and a slot of it where the trigger is one that owns its slot.
 
-        Returns None, or the unfinished run that holds the pipeline: the attempt and its slot are then
-        on record as skipped. Raises SlotRecorded where another run was quicker with the slot.
+        Returns None, or the unfinished run that holds the pipeline: the attempt is then on record as
+        skipped, and so is the slot that cron asked for; catch-up and retries come back to theirs.
+        Raises SlotRecorded where another run was quicker with the slot.
         """
         with self._transaction() as db:
-            if slot and self.has_slot(pipeline, slot):
+            known = db.execute(
+                "SELECT slots.retry_at, runs.attempt FROM slots JOIN runs ON runs.id = slots.run"
+                " WHERE slots.pipeline = ? AND slots.slot = ?",
+                (pipeline, timestamp(slot) if slot else None),
+            ).fetchone()
+            if trigger in ("scheduled", "catch-up") and known:
+                raise SlotRecorded
+            if trigger == "retry" and (known is None or known["retry_at"] is None):
                 raise SlotRecorded
             row = db.execute("SELECT * FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
-            settled = ("settled", "skipped", "held", 75) if row else ("claimed", None, None, None)
+            held = ("settled", "skipped", "held", 75, f"held by run {row['id']}") if row else ("claimed", *[None] * 4)
             db.execute(
-                "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, exit_code)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, attempt, state, outcome, reason,"
+                " exit_code, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     run,
                     pipeline,
@@ -217,12 +243,94 @@ class Ledger:
                     trigger,
                     day.isoformat(),
                     timestamp(now),
-                    *settled,
+                    known["attempt"] + 1 if trigger == "retry" else 1,
+                    *held,
                 ),
             )
-            if slot:
-                db.execute("INSERT INTO slots VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
+            if slot and (trigger == "scheduled" or (trigger in ("catch-up", "retry") and not row)):
+                db.execute(
+                    "INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)"
+                    " ON CONFLICT (pipeline, slot) DO UPDATE SET run = excluded.run, retry_at = NULL",
+                    (pipeline, timestamp(slot), run),
+                )
         return Run(**row) if row else None
+
+    def miss(self, missed: list[tuple[str, datetime, date, str, str | None]], pipeline: str, now: datetime) -> int:
+        """Record slots as missed: each with the id of its record, its instant, date, reason and detail.
+
+        A slot that has its record by now keeps it. Returns how many had none.
+        """
+        with self._transaction() as db:
+            count = 0
+            for run, slot, day, reason, detail in missed:
+                if self.has_slot(pipeline, slot):
+                    continue
+                count += 1
+                db.execute(
+                    "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail)"
+                    " VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?)",
+                    (run, pipeline, timestamp(slot), day.isoformat(), timestamp(now), reason, detail),
+                )
+                db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
+        return count
+
+    def complete(self, pipeline: str, until: datetime) -> None:
+        """Note that every slot until then has its record."""
+        with self._transaction() as db:
+            db.execute("UPDATE pipelines SET complete_until = ? WHERE name = ?", (timestamp(until), pipeline))
+
+    def recorded(self, pipeline: str, start: datetime, end: datetime) -> set[datetime]:
+        """Return the slots after `start`, up to and including `end`, that have their record."""
+        rows = self._select(
+            "SELECT slot FROM slots WHERE pipeline = ? AND slot > ? AND slot <= ?",
+            pipeline,
+            timestamp(start),
+            timestamp(end),
+        )
+        return {datetime.fromisoformat(row["slot"]) for row in rows}
+
+    def retries(self, pipeline: str) -> list[tuple[datetime, datetime]]:
+        """Return the slots that are to be tried again, oldest first, each with the instant from which on."""
+        rows = self._select(
+            "SELECT slot, retry_at FROM slots WHERE pipeline = ? AND retry_at IS NOT NULL ORDER BY slot", pipeline
+        )
+        return [(datetime.fromisoformat(row["slot"]), datetime.fromisoformat(row["retry_at"])) for row in rows]
+
+    def give_up(self, pipeline: str, slot: datetime) -> None:
+        """Try a slot no more: what came of its last run is what came of it."""
+        with self._transaction() as db:
+            db.execute("UPDATE slots SET retry_at = NULL WHERE pipeline = ? AND slot = ?", (pipeline, timestamp(slot)))
+
+    def at(self, pipeline: str, instant: datetime) -> Run | None:
+        """Return the run that held a pipeline at an instant."""
+        rows = self._select(
+            "SELECT * FROM runs WHERE pipeline = ? AND claimed_at <= ? AND (state <> 'settled' OR ended_at > ?)"
+            " AND outcome IS NOT 'skipped' ORDER BY id DESC LIMIT 1",
+            pipeline,
+            timestamp(instant),
+            timestamp(instant),
+        )
+        return Run(**rows[0]) if rows else None
+
+    def succeeded(self, pipeline: str, slot: datetime) -> bool:
+        """Say whether a run of a slot has succeeded, whoever started it."""
+        return bool(
+            self._select(
+                "SELECT 1 FROM runs WHERE pipeline = ? AND slot = ? AND outcome = 'succeeded' LIMIT 1",
+                pipeline,
+                timestamp(slot),
+            )
+        )
+
+    def watched(self, now: datetime) -> datetime | None:
+        """Note that this host is being watched now; return when it was last."""
+        with self._transaction() as db:
+            row = db.execute("SELECT seen_at FROM watch").fetchone()
+            db.execute(
+                "INSERT INTO watch VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET seen_at = excluded.seen_at",
+                (timestamp(now),),
+            )
+        return datetime.fromisoformat(row["seen_at"]) if row else None
 
     def started(self, run: str, container: str, started_at: str | None, commit_id: str | None, image: str) -> None:
         """Note the container that a claimed run was started as."""
@@ -238,10 +346,14 @@ class Ledger:
         with self._transaction() as db:
             db.execute("UPDATE runs SET state = 'ended' WHERE id = ? AND state = 'started'", (run,))
 
-    def ending(self, run: str, why: str) -> None:
-        """Note that a run is being ended, and why (`timed_out` or `stopped`), before it is."""
+    def ending(self, run: str, why: str, detail: str | None = None) -> None:
+        """Note that a run is being ended, why (`timed_out` or `stopped`) and by whom, before it is."""
         with self._transaction() as db:
-            db.execute("UPDATE runs SET ending = ? WHERE id = ? AND ending IS NULL", (why, run))
+            db.execute(
+                "UPDATE runs SET ending = ?, detail = coalesce(?, detail) WHERE id = ? AND ending IS NULL"
+                " AND state <> 'settled'",
+                (why, detail, run),
+            )
 
     def settle(
         self,
@@ -252,14 +364,19 @@ class Ledger:
         exit_code: int | None = None,
         started_at: str | None = None,
         ended_at: str | None = None,
+        detail: str | None = None,
+        retry_at: datetime | None = None,
     ) -> None:
-        """Note what came of a run, once; a run that is settled stays as it is."""
+        """Note what came of a run, once, and when its slot is to be tried again; a settled run stays as it is."""
         with self._transaction() as db:
-            db.execute(
+            done = db.execute(
                 "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
-                " started_at = coalesce(?, started_at), ended_at = ? WHERE id = ? AND state <> 'settled'",
-                (outcome, reason, exit_code, started_at, ended_at, run),
+                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail)"
+                " WHERE id = ? AND state <> 'settled'",
+                (outcome, reason, exit_code, started_at, ended_at, detail, run),
             )
+            if done.rowcount and retry_at:
+                db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
 
     def run(self, run: str) -> Run | None:
         """Return one run."""

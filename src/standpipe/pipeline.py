@@ -190,6 +190,17 @@ class Schedule(Part):
         "UTC", description="the zone of those fields, whatever the host's own"
     )
     start_within: Duration = Field(6 * 3600, description="how late a slot may still be started")
+    if_missed: Literal["latest", "all", "skip"] = Field(
+        "latest",
+        description="which slots that nothing started are made up for within `start_within`: the newest, all, or none",
+    )
+
+
+class Retries(Part):
+    """What follows a slot's run that failed in a way that may pass."""
+
+    count: int = Field(2, ge=0, le=100, description="how often it is tried again")
+    delay: Duration = Field(600, description="how long after its end, at least")
 
 
 class Credentials(Part):
@@ -224,6 +235,10 @@ class Pipeline(Part):
     )
     timeout: Duration = Field(4 * 3600, description="how long a run may take")
     stop_grace: Duration = Field(300, description="how long Luigi may go on with its current task after a stop")
+    retries: Retries = Field(
+        default_factory=Retries,
+        description="for slots alone; never after a stop, a timeout, a skip, or what only a converge can mend",
+    )
     engine: Literal["compose"] = Field("compose", description="where runs execute")
     credentials: Credentials = Credentials()
     resources: Resources = Resources()
@@ -254,10 +269,8 @@ class Declaration(Part):
 
 # Keys of later releases: refused by name, so that nobody believes that they act.
 LATER = {
-    "retries": "pipeline",
     "late_after": "pipeline",
     "budgets": "pipeline",
-    "if_missed": "schedule",
     "role_arn": "credentials",
 }
 
@@ -306,6 +319,7 @@ def known_keys(where: list[Any]) -> list[str]:
         "source": Source,
         "task": Task,
         "schedule": Schedule,
+        "retries": Retries,
         "credentials": Credentials,
         "resources": Resources,
     }

@@ -12,10 +12,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from types import FrameType
+from typing import Any
 
 from ulid import ULID
 
@@ -39,6 +40,7 @@ Listener = Callable[[Line], None]
 Teller = Callable[[str], None]
 Requests = SimpleQueue[str]
 
+OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 
 
@@ -62,17 +64,36 @@ def run(
         return None
     day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
+    trigger = "scheduled" if slot else "manual"
+    return attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, listen, say)
+
+
+def attempt(
+    ledger: Ledger,
+    engine: Engine,
+    name: str,
+    trigger: str,
+    slot: datetime | None,
+    day: date,
+    pipeline: Pipeline | StandpipeError | None,
+    listen: Listener,
+    say: Teller,
+) -> Run | None:
+    """Try a slot, or what somebody asked for, once: from the claim to the release.
+
+    Returns None where another was quicker with the slot; raises as `run` does.
+    """
     run_id = str(ULID())
     with living_runner(ledger, run_id) as life, stop_requests() as requests:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
             settle_the_dead(ledger, engine, name)
         try:
-            claim(ledger, run_id, name, day, slot, now)
+            claim(ledger, run_id, name, trigger, day, slot)
         except SlotRecorded:
             return None
-        if pipeline is None:
-            ledger.settle(run_id, "failed", reason="policy", exit_code=ConfigurationError.exit_code)
-            raise damage or ConfigurationError(f"{name} cannot be read")
+        if not isinstance(pipeline, Pipeline):
+            conclude(ledger, run_id, name, "failed", reason="policy", exit_code=ConfigurationError.exit_code)
+            raise pipeline or ConfigurationError(f"{name} cannot be read")
         container = start(ledger, engine, run_id, pipeline, day, life)
         say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
         with bounded(ledger, engine, run_id, container, pipeline, requests, say):
@@ -188,10 +209,9 @@ def stop_requests() -> Iterator[Requests]:
             signal.signal(signum, handler)
 
 
-def claim(ledger: Ledger, run_id: str, name: str, day: date, slot: datetime | None, now: datetime) -> None:
+def claim(ledger: Ledger, run_id: str, name: str, trigger: str, day: date, slot: datetime | None) -> None:
     """Claim the pipeline and the slot, on disk, before anything is started."""
-    trigger = "scheduled" if slot else "manual"
-    held_by = ledger.claim(run_id, name, trigger, day, slot, now)
+    held_by = ledger.claim(run_id, name, trigger, day, slot, datetime.now(UTC))
     if held_by:
         raise AlreadyRunning(f"{name} is already running: run {held_by.id}, since {held_by.claimed_at}")
 
@@ -206,12 +226,12 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
     except (AlreadyRunning, CannotStart) as error:
         outcome, reason = ("failed", error.reason) if isinstance(error, CannotStart) else ("skipped", "held")
         note_holder(name, "")
-        ledger.settle(run_id, outcome, reason=reason, exit_code=error.exit_code)
+        conclude(ledger, run_id, name, outcome, reason=reason, exit_code=error.exit_code, detail=str(error))
         raise
     container = found(engine, name, run_id)
     if container is None:
         note_holder(name, "")
-        ledger.settle(run_id, "interrupted", reason="engine")
+        conclude(ledger, run_id, name, "interrupted", reason="engine")
         raise EngineUnavailable(f"the container of {name} was removed as soon as it had started")
     ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
     return container
@@ -337,13 +357,15 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     noted = ledger.run(run_id)
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
-        ledger.settle(run_id, "interrupted", reason="engine")
+        conclude(ledger, run_id, name, "interrupted", reason="engine")
     elif container.started_at is None or container.exit_code is None:
-        ledger.settle(run_id, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
+        conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
         outcome, reason, code = outcome_of(container, noted.ending if noted else None)
-        ledger.settle(
+        conclude(
+            ledger,
             run_id,
+            name,
             outcome,
             reason=reason,
             exit_code=code,
@@ -351,6 +373,27 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             ended_at=container.ended_at,
         )
     note_holder(name, "")
+
+
+def conclude(ledger: Ledger, run_id: str, name: str, outcome: str, **known: Any) -> None:
+    """Note what came of a run, and whether its slot is tried again, in one step."""
+    noted = ledger.run(run_id)
+    at = retry_at(bounds(name), noted, outcome, known.get("reason"), datetime.now(UTC)) if noted else None
+    ledger.settle(run_id, outcome, retry_at=at, **known)
+
+
+def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:
+    """Return when a slot is to be tried again after a run of it, or None for never.
+
+    Only what may pass is: a task that failed, an interruption, an engine that was away, a full disk.
+    """
+    may_pass = outcome == "interrupted" or (outcome == "failed" and reason in (None, "engine", "no_space"))
+    if not may_pass or run.slot is None or run.trigger not in OWN_A_SLOT or pipeline.state != "present":
+        return None
+    at = now + timedelta(seconds=pipeline.retries.delay)
+    if run.attempt > pipeline.retries.count or pipeline.schedule is None:
+        return None
+    return at if at <= instant(run.slot) + timedelta(seconds=pipeline.schedule.start_within) else None
 
 
 def outcome_of(container: Container, ending: str | None) -> tuple[str, str | None, int]:
@@ -365,6 +408,24 @@ def outcome_of(container: Container, ending: str | None) -> tuple[str, str | Non
     if code == 0 and not container.error:
         return "succeeded", None, 0
     return "failed", None, code or 1
+
+
+def stop(ledger: Ledger, engine: Engine, name: str, who: str, say: Teller) -> Run | None:
+    """Stop what runs of a pipeline, politely, and note who asked; return the settled run, or None where none ran."""
+    running = next((run for run in ledger.unfinished() if run.pipeline == name), None)
+    if running is None:
+        return None
+    grace = bounds(name).stop_grace
+    ledger.ending(running.id, "stopped", f"by {who}")
+    say(f"{name}: stopping run {running.id}; Luigi may finish its current task, for {grace} s at most")
+    while (noted := ledger.run(running.id)) is not None and noted.outcome is None:
+        container = found(engine, name, running.id)
+        if container is not None and container.running:
+            with suppress(EngineUnavailable):  # the daemon is being restarted: asked again
+                engine.stop(container.id, grace)
+        settle_the_dead(ledger, engine, name, say)  # where the runner is dead, nobody else will
+        time.sleep(0.2)
+    return ledger.run(running.id)
 
 
 def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
@@ -444,7 +505,7 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
         settle(ledger, engine, run_id, left.pipeline)
     elif left.state == "claimed":
         # Nothing ran. A container that was made and never started has no log and no exit code.
-        ledger.settle(run_id, "interrupted")
+        conclude(ledger, run_id, left.pipeline, "interrupted")
         note_holder(left.pipeline, "")
     else:
         settle(ledger, engine, run_id, left.pipeline)

@@ -1,0 +1,90 @@
+"""The slots of a range of dates, worked through one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from tqdm import tqdm
+
+from standpipe import configuration, runner, slots
+from standpipe.engines import Engine, Line
+from standpipe.errors import STOPPED, AlreadyRunning, UsageError
+from standpipe.ledger import Ledger
+from standpipe.pipeline import Pipeline, Schedule
+
+
+def slots_of(pipeline: Pipeline, first: date, last: date, now: datetime) -> list[datetime]:
+    """Return the slots whose date is in a range, ends included, and that have come; oldest first.
+
+    Raises UsageError where the range is none, or the pipeline has no schedule.
+    """
+    if first > last:
+        raise UsageError(f"--from {first} is after --to {last}: exchange them")
+    if pipeline.schedule is None:
+        raise UsageError(f"{pipeline.name} has no schedule that names slots: standpipe run {pipeline.name} --date D")
+    start, end = midnight(pipeline.schedule, first), midnight(pipeline.schedule, last + timedelta(days=1))
+    just_before = timedelta(microseconds=1)
+    return [slot for slot in slots.between(pipeline.schedule, start - just_before, end - just_before) if slot <= now]
+
+
+def midnight(schedule: Schedule, day: date) -> datetime:
+    """Return the first instant of a date in the schedule's zone."""
+    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(schedule.timezone)).astimezone(UTC)
+
+
+def open_slots(ledger: Ledger, pipeline: Pipeline, first: date, last: date, again: bool) -> list[datetime]:
+    """Return the slots that a backfill works on: those that did not succeed, or all of them `again`."""
+    named = slots_of(pipeline, first, last, datetime.now(UTC))
+    return [slot for slot in named if again or not ledger.succeeded(pipeline.name, slot)]
+
+
+def backfill(
+    ledger: Ledger,
+    engine: Engine,
+    name: str,
+    todo: list[datetime],
+    listen: Callable[[Line], None],
+    say: Callable[[str], None],
+) -> int:
+    """Try each slot once, oldest first; return 0, or the exit code of the first that failed.
+
+    It waits for whoever holds the pipeline, and ends where a run of it was stopped.
+    """
+    worst = 0
+    for slot in shown(todo, name):
+        pipeline = configuration.load(name)
+        day = slots.slot_date(pipeline.schedule, slot)
+        run = None
+        while run is None:
+            wait_until_free(ledger, engine, name, say)
+            try:
+                run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, listen, say)
+            except AlreadyRunning as error:
+                say(f"{error}; waiting")
+                time.sleep(5)
+        worst = worst or runner.exit_code_of(run)
+        if run.outcome == "stopped":
+            return STOPPED
+    return worst
+
+
+def shown(todo: list[datetime], name: str) -> Iterator[datetime]:
+    """Yield the slots beside a bar that shows how far it is."""
+    with tqdm(todo, desc=name, unit="slot") as bar:
+        for slot in bar:
+            bar.set_postfix_str(f"{slot:%Y-%m-%d %H:%M} UTC")
+            yield slot
+
+
+def wait_until_free(ledger: Ledger, engine: Engine, name: str, say: Callable[[str], None]) -> None:
+    """Wait until no other run holds the pipeline; one without its runner is followed to its end."""
+    told = None
+    while held_by := next((run.id for run in ledger.unfinished() if run.pipeline == name), None):
+        if told != held_by:
+            say(f"{name}: waiting for run {held_by}")
+            told = held_by
+        runner.settle_the_dead(ledger, engine, name, say, wait=True)
+        time.sleep(2)

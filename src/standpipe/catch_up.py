@@ -1,0 +1,156 @@
+"""Slots that nothing started, and slots that are to be tried again.
+
+Cron starts slots on time; this looks after the rest: at boot, and every few minutes. Each slot from a
+pipeline's registration on ends with a record: of its run, or of why there was none.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ulid import ULID
+
+from standpipe import configuration, runner, slots
+from standpipe.engines import Engine, Line
+from standpipe.errors import StandpipeError
+from standpipe.ledger import Ledger, Registered, timestamp
+from standpipe.pipeline import Schedule
+
+CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
+HOST_WAS_DOWN = timedelta(minutes=12)  # nobody watched for that long, where every five minutes is the rule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done about a pipeline's slots without a record, oldest first."""
+
+    start: list[datetime]
+    missed: list[tuple[datetime, str]]  # with the reason: superseded, too_late, or policy
+    complete_until: datetime
+
+
+def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now: datetime) -> Plan:
+    """Decide about the slots after `since` that are not `recorded`, as the schedule's `if_missed` says."""
+    until = now - CRON_IS_PUNCTUAL
+    known = set(recorded)
+    open_slots = [slot for slot in slots.between(schedule, since, until) if slot not in known]
+    earliest = now - timedelta(seconds=schedule.start_within)
+    missed = [(slot, "too_late") for slot in open_slots if slot <= earliest]
+    fresh = [slot for slot in open_slots if slot > earliest]
+    start = {"latest": fresh[-1:], "all": fresh, "skip": []}[schedule.if_missed]
+    reason = "policy" if schedule.if_missed == "skip" else "superseded"
+    missed += [(slot, reason) for slot in fresh if slot not in start]
+    return Plan(start, missed, start[0] - timedelta(microseconds=1) if start else max(since, until))
+
+
+def catch_up(
+    ledger: Ledger, engine: Engine, listen: Callable[[Line], None], say: Callable[[str], None], now: datetime
+) -> int:
+    """Look after every pipeline of this host, side by side; return how many of them could not be looked after.
+
+    Raises nothing of a single pipeline's: that is told, and the others go on.
+    """
+    seen = ledger.watched(now)
+    down_since = seen if seen and now - seen > HOST_WAS_DOWN else None
+    children = {}
+    failures = 0
+    for name in configuration.names():
+        try:
+            pipeline, _damage = runner.load(name, scheduled=True)
+            known = runner.register(ledger, name, pipeline, now)
+            work = record_and_list(ledger, known, down_since, now) if known else []
+            abandoned = any(run.pipeline == name for run in ledger.unfinished() if not runner.has_living_runner(run.id))
+        except StandpipeError as error:
+            say(f"{name}: {error}")
+            failures += 1
+            continue
+        if work or abandoned:
+            children[in_a_child(ledger, engine, name, work, listen, say)] = name
+    for child, name in children.items():
+        _pid, status = os.waitpid(child, 0)
+        if status:
+            say(f"{name}: its catching up ended with exit code {os.waitstatus_to_exitcode(status)}")
+            failures += 1
+    return failures
+
+
+def record_and_list(
+    ledger: Ledger, known: Registered, down_since: datetime | None, now: datetime
+) -> list[tuple[datetime, str]]:
+    """Record what was missed; return what is to be started, each slot with its trigger, oldest first."""
+    work = [(slot, "retry") for slot, at in ledger.retries(known.name) if at <= now]
+    if known.schedule is None:
+        return work
+    recorded = ledger.recorded(known.name, known.complete_until, now)
+    planned = plan(known.schedule, known.complete_until, recorded, now)
+    missed = []
+    for slot, reason in planned.missed:
+        held_by = ledger.at(known.name, slot) if reason == "too_late" else None
+        if down_since and slot > down_since:
+            reason, detail = "host_down", f"nothing watched from {timestamp(down_since)} to {timestamp(now)}"
+        elif held_by:
+            reason, detail = "held", f"held by run {held_by.id}"
+        else:
+            detail = None
+        missed.append((str(ULID()), slot, slots.slot_date(known.schedule, slot), reason, detail))
+    if missed:
+        ledger.miss(missed, known.name, now)
+    if planned.complete_until > known.complete_until:
+        ledger.complete(known.name, planned.complete_until)
+    return sorted(work + [(slot, "catch-up") for slot in planned.start])
+
+
+def in_a_child(
+    ledger: Ledger,
+    engine: Engine,
+    name: str,
+    work: list[tuple[datetime, str]],
+    listen: Callable[[Line], None],
+    say: Callable[[str], None],
+) -> int:
+    """Do one pipeline's work in a process of its own, as a run may take hours; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        own = Ledger(ledger.path)  # SQLite's connections do not outlive a fork
+        work_through(own, engine, name, work, listen, say)
+        code = 0
+    except StandpipeError as error:
+        say(f"{name}: {error}")
+        code = error.exit_code
+    except BaseException:  # the child must never go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def work_through(
+    ledger: Ledger,
+    engine: Engine,
+    name: str,
+    work: list[tuple[datetime, str]],
+    listen: Callable[[Line], None],
+    say: Callable[[str], None],
+) -> None:
+    """Settle what a dead runner left, following it to its end; then try the slots, oldest first."""
+    runner.settle_the_dead(ledger, engine, name, say, wait=True)
+    for slot, trigger in work:
+        if any(run.pipeline == name for run in ledger.unfinished()):
+            return  # the next catch-up comes back to it
+        pipeline, damage = runner.load(name, scheduled=True)
+        schedule = pipeline.schedule if pipeline else None
+        within = timedelta(seconds=schedule.start_within) if schedule else timedelta()
+        if trigger == "retry" and datetime.now(UTC) > slot + within:
+            ledger.give_up(name, slot)
+            continue
+        day = slots.slot_date(schedule, slot)
+        try:
+            runner.attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, listen, say)
+        except StandpipeError as error:
+            say(f"{name}: {error}")
