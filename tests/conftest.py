@@ -16,7 +16,7 @@ import pytest
 
 from standpipe import paths
 from standpipe.engines import CannotStart, Container, Line
-from standpipe.errors import AlreadyRunning
+from standpipe.errors import AlreadyRunning, EngineUnavailable
 from standpipe.ledger import Ledger, timestamp
 
 DECLARED = """\
@@ -37,6 +37,8 @@ class ProcessEngine:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
+    break_after: int | None = None  # lines after which the next connection to a log breaks
+    refuses_removal: Exception | None = None
 
     def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
         os.fstat(life)  # raises where it is not open
@@ -73,10 +75,14 @@ class ProcessEngine:
 
     def log(self, container: str) -> Iterator[Line]:
         log = Path(os.environ["STANDPIPE_TEST_LOGS"]) / container
+        breaks, self.break_after = self.break_after, None
         with log.open("rb") as file:
             while True:
                 ended = self.processes[container].poll() is not None
                 while line := file.readline():
+                    if breaks == 0:
+                        raise EngineUnavailable("the connection broke")
+                    breaks = breaks and breaks - 1
                     yield Line("2026-11-23T03:00:00Z", "stdout", line.rstrip(b"\n"))
                 if ended:
                     return
@@ -93,6 +99,8 @@ class ProcessEngine:
         self.made[container.id] = replace(container, name=f"{container.name}.{container.run}")
 
     def remove(self, container: Container) -> None:
+        if self.refuses_removal:
+            raise self.refuses_removal
         self.removed.append(container.id)
         del self.made[container.id]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -116,3 +119,27 @@ def test_a_spool_is_closed_once_and_one_that_was_cut_off_is_closed_as_it_is(ran:
     assert spool.is_closed(ran)
     assert [record["stream"] for record in records][-1] == "end"
     assert records[-1]["count"] == len(records) - 1
+    before = ran.read_bytes()
+    spool.close_as_it_is(ran, RUN)
+    assert ran.read_bytes() == before
+
+
+def test_nobody_who_looks_on_holds_up_a_run() -> None:
+    read, write = os.pipe()
+    program = (
+        "from standpipe.cli import Viewer, tell\n"
+        "from standpipe.engines import Line\n"
+        "import sys\n"
+        "viewer = Viewer()\n"
+        "for number in range(100_000): viewer(Line('t', 'stdout', b'x' * 100))\n"
+        "tell('all taken', sys.stderr)\n"
+        "viewer.close()\n"
+        "tell('gone', sys.stdout)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert child.stderr is not None
+    assert child.stderr.readline() == "all taken\n"  # though nobody has read a line
+    os.close(read)
+    assert child.wait(timeout=30) == 0  # and though nobody ever will
+    child.stderr.close()

@@ -117,10 +117,20 @@ def test_two_pipelines_of_one_name_are_told() -> None:
     assert "pipeline 'arxlive': name: is declared 2 times" in told(MINIMAL, MINIMAL)
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
-    message = told(with_key("source.repo", "https://me:hunter2@git.example.org/arxlive.git"))
-    assert "holds a password" in message
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:hunter2@git.example.org/arxlive.git",
+        "https://hunter2@git.example.org/arxlive.git",
+        "https://me:hun/ter2hunter2@git.example.org/arxlive.git",
+        "ssh://me:hunter2@git.example.org/arxlive.git",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(address: str) -> None:
+    message = told(with_key("source.repo", address))
+    assert "holds a password or a token" in message
     assert "hunter2" not in message
+    assert "hunter2" not in told(MINIMAL | {"source": address})
 
 
 def test_a_missing_credential_names_its_variable_and_never_a_value() -> None:
@@ -174,11 +184,11 @@ def test_parameters_become_luigi_s() -> None:
     )
     assert luigi_arguments(pipeline, date(2026, 11, 23)) == [
         *("--module", "arxlive.tasks", "RootTask"),
-        *("--date", "2026-11-23"),
+        "--date=2026-11-23",
         "--production",
-        *("--sets", '["cs", "math"]'),
-        *("--page-size", "50"),
-        *("--note", "to 2026-11-23"),
+        '--sets=["cs", "math"]',
+        "--page-size=50",
+        "--note=to 2026-11-23",
     ]
 
 

@@ -39,6 +39,8 @@ class Leaf(luigi.Task):
             sys.exit(0)
         if self.how == "os._exit":
             os._exit(0)
+        if self.how == "os._exit 75":
+            os._exit(75)
         if self.how == "killed":
             os.kill(os.getpid(), 9)
         with self.output().open("w") as file:
@@ -54,9 +56,13 @@ class Root(luigi.Task):
     how = luigi.Parameter(default="well")
 
     def requires(self):
+        if self.how == "sys.exit in requires":
+            sys.exit(0)
         return Missing() if self.how == "missing" else Leaf(how=self.how)
 
     def output(self):
+        if self.how == "sys.exit in output":
+            sys.exit()
         return luigi.LocalTarget("root")
 
     def run(self):
@@ -120,12 +126,21 @@ def test_a_run_that_goes_well_exits_0(pipeline: Path) -> None:
         ("sys.exit", 30),
         ("missing", 20),
         ("os._exit", 40),
+        ("os._exit 75", 40),
+        ("sys.exit in requires", 40),
+        ("sys.exit in output", 40),
         ("killed", 128 + 9),
     ],
 )
 def test_a_failure_is_never_exit_0(pipeline: Path, how: str, expected: int) -> None:
     code, output = run(pipeline, "--how", how)
     assert code == expected, output
+
+
+def test_a_module_that_ends_the_process_at_its_import_is_a_failure(pipeline: Path) -> None:
+    (pipeline / "tasks.py").write_text("import sys; sys.exit(0)")
+    code, output = run(pipeline)
+    assert code == 40, output
 
 
 def test_a_configuration_that_says_otherwise_does_not_make_a_failure_exit_0(pipeline: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ import pytest
 from conftest import DECLARED, ProcessEngine
 from standpipe import paths, runner
 from standpipe.engines import CannotStart, Line
-from standpipe.errors import AlreadyRunning, ConfigurationError, UsageError
-from standpipe.ledger import Ledger, Run
+from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, UsageError
+from standpipe.ledger import Ledger, Run, timestamp
 from standpipe.logs import spool
 from standpipe.pipeline import Pipeline, parse_duration
 
@@ -63,7 +65,7 @@ def test_a_run_by_hand_is_recorded_with_all_that_is_known(ledger: Ledger, engine
         "2026-11-20",
     )
     assert run.commit_id == "c" * 40
-    assert engine.arguments == ["--module", "arxlive.tasks", "RootTask", "--date", "2026-11-20"]
+    assert engine.arguments == ["--module", "arxlive.tasks", "RootTask", "--date=2026-11-20"]
     assert engine.removed == [run.id]
 
 
@@ -135,8 +137,6 @@ def test_a_second_run_is_refused_names_the_first_and_is_on_record(ledger: Ledger
 
 
 def by_hand_in_a_thread(engine: ProcessEngine) -> None:
-    import contextlib
-
     own = Ledger(paths.LEDGER)
     run_id = "01J00000000000000000000000"
     with contextlib.closing(own), runner.living_runner(own, run_id) as life:
@@ -222,6 +222,60 @@ def test_a_run_whose_runner_died_is_settled_by_the_next_with_its_true_exit_code(
     assert left is not None
     assert (left.outcome, left.exit_code) == (outcome, code)
     assert next(spool.text(record) for record in spool.read(paths.spool("arxlive", run_id))) == b"left"
+
+
+def leave_a_run(ledger: Ledger, engine: ProcessEngine, ended: timedelta) -> str:
+    """Leave a run whose runner died, of a container that has ended by itself `ended` ago after a minute."""
+    run_id = "01J00000000000000000000000"
+    runner.make_lock("arxlive")
+    ledger.register(Pipeline.model_validate(_document()), datetime.now(UTC))
+    ledger.claim(run_id, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    with runner.living_runner(ledger, run_id) as life:
+        engine.start("arxlive", run_id, [], life)
+    engine.processes[run_id].wait()
+    at = datetime.now(UTC) - ended
+    engine.find("arxlive", run_id)
+    engine.made[run_id] = replace(
+        engine.made[run_id], started_at=timestamp(at - timedelta(minutes=1)), ended_at=timestamp(at)
+    )
+    return run_id
+
+
+def test_a_run_that_is_settled_long_after_its_end_did_not_time_out(ledger: Ledger, engine: ProcessEngine) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta(days=1))
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    left = ledger.run(run_id)
+    assert left is not None
+    assert (left.outcome, left.exit_code) == ("succeeded", 0)
+
+
+def test_a_connection_that_breaks_costs_no_line(ledger: Ledger, engine: ProcessEngine) -> None:
+    engine.program = "for number in range(5): print(number)"
+    engine.break_after = 2
+    run = by_hand(ledger, engine)
+    records = list(spool.read(paths.spool("arxlive", run.id)))
+    assert [spool.text(record) for record in records[:-1]] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_container_that_cannot_be_removed_yet_does_not_change_the_outcome(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    engine.refuses_removal = EngineUnavailable("device or resource busy")
+    run = by_hand(ledger, engine)
+    assert (run.outcome, runner.exit_code_of(run)) == ("succeeded", 0)
+    engine.refuses_removal = None
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    assert engine.removed == [run.id]
+
+
+def test_a_removed_pipeline_names_no_slots_any_more(ledger: Ledger, engine: ProcessEngine) -> None:
+    registered_an_hour_ago(ledger)
+    (paths.PIPELINES / "arxlive.yml").unlink()
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    assert [known.schedule for known in ledger.registered()] == [None]
+    now = datetime.now(UTC)
+    ledger.register(Pipeline.model_validate(_document()), now)  # and when it comes back, it begins anew
+    assert ledger.registered("arxlive")[0].schedule_since == now
 
 
 def test_a_run_without_a_container_was_interrupted(ledger: Ledger, engine: ProcessEngine) -> None:

@@ -11,7 +11,9 @@ import sys
 import traceback
 from datetime import UTC, date, datetime
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, TextIO
 
 from standpipe.errors import (
     STOPPED,
@@ -172,18 +174,21 @@ def call_run(arguments: argparse.Namespace) -> int:
     def say(message: str) -> None:
         if arguments.scheduled:
             note(message)
-            print(message, flush=True)
+            tell(message, sys.stdout)
         else:
-            print(f"standpipe: {message}", file=sys.stderr, flush=True)
+            tell(f"standpipe: {message}", sys.stderr)
 
     ledger = open_ledger()
-    listen = quiet if arguments.scheduled else show_line
+    listen = quiet if arguments.scheduled else Viewer()
     try:
         run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen, say)
     except StandpipeError as error:
         if arguments.scheduled:
             note(f"{arguments.name}: {error}")
         raise
+    finally:
+        if isinstance(listen, Viewer):
+            listen.close()
     if run is None:
         print(f"{arguments.name}: no slot is due")
         return 0
@@ -250,6 +255,45 @@ def quiet(_line: Line) -> None:
     """Show nothing: cron has nobody to show it to."""
 
 
+def tell(message: str, target: TextIO) -> None:
+    """Say something to whoever looks on; that he has gone, or that his disk is full, changes nothing."""
+    try:
+        print(message, file=target, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+
+
+class Viewer:
+    """Shows lines beside the run: whoever reads them slowly, or stops, holds up nothing."""
+
+    LIMIT = 100_000  # lines that may wait to be shown
+
+    def __init__(self) -> None:
+        """Start showing."""
+        self._lines: SimpleQueue[Line | None] = SimpleQueue()
+        self._dropped = 0
+        self._thread = Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: Line) -> None:
+        """Take a line, to show it in its turn."""
+        if self._lines.qsize() < self.LIMIT:
+            self._lines.put(line)
+        else:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Show what is left."""
+        self._lines.put(None)
+        self._thread.join()
+        if self._dropped:
+            tell(f"standpipe: {self._dropped} lines came too fast to be shown: standpipe logs has them", sys.stderr)
+
+    def _show(self) -> None:
+        while (line := self._lines.get()) is not None:
+            show_line(line)
+
+
 def show_line(line: Line) -> None:
     """Show a line of a run as it comes; to a terminal without what would move its cursor."""
     from standpipe.logs import spool
@@ -276,12 +320,13 @@ def note(message: str) -> None:
 
 def call_status(arguments: argparse.Namespace) -> int:
     """Show what runs, what ran last, what is next."""
-    from standpipe import report
+    from standpipe import configuration, report
 
     ledger, now = open_ledger(), datetime.now(UTC)
     if arguments.name:
         require_known(ledger, arguments.name)
-    known = [known for known in ledger.registered() if arguments.name in (None, known.name)]
+    declared = configuration.names()
+    known = [known for known in ledger.registered(arguments.name) if arguments.name or known.name in declared]
     if arguments.json:
         pipelines = [report.status_of(ledger, pipeline, now, arguments.next) for pipeline in known]
         print(json.dumps({"schema": report.SCHEMA, "pipelines": pipelines}, indent=1))
@@ -289,7 +334,7 @@ def call_status(arguments: argparse.Namespace) -> int:
         print(report.history(ledger.history(arguments.name, 5), of_one=True))
         print(report.next_slots(known[0], now, arguments.next))
     else:
-        print(report.status(ledger, now))
+        print(report.status(ledger, known, now))
     return 0
 
 
@@ -321,7 +366,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
     from standpipe.logs import spool
 
     ledger = open_ledger()
-    runs = [run.id for run in ledger.history(arguments.name, 50) if run.container]
+    runs = [run.id for run in ledger.logged(arguments.name, 10)]
     if not runs:
         require_known(ledger, arguments.name)
     run = arguments.run or next(iter(runs), "(none yet)")
@@ -349,7 +394,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
 
 
 def call_doctor(arguments: argparse.Namespace) -> int:
-    """Show what was looked at; the exit code is that of the worst finding."""
+    """Show what was looked at; the exit code is that of the first thing that is wrong."""
     from standpipe.doctor import examine
     from standpipe.engines.compose import ComposeEngine
 

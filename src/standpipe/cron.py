@@ -19,7 +19,8 @@ def check(line: str) -> None:
     if len(fields) != 5:
         raise ValueError(f"has {len(fields)} fields, not 5: {', '.join(FIELDS)}. Write {EXAMPLE}")
     for name, field in zip(FIELDS, fields, strict=True):
-        if not re.fullmatch(r"[0-9A-Za-z*,/-]+", field) or re.search(r"[LW]$", field.upper()):
+        last_or_weekday = any(re.fullmatch(r"\d*[LW]", token.upper()) for token in re.split("[,/-]", field))
+        if last_or_weekday or not re.fullmatch(r"[0-9A-Za-z*,/-]+", field):
             raise ValueError(f"has {field!r} for the {name}: use numbers, names, * , - and /. Write {EXAMPLE}")
     try:
         next(CronSim(line, datetime.now(UTC)))

@@ -92,6 +92,8 @@ def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:
         yield Finding(subject, "has no Compose file", again)
     yield from look_at_credentials(pipeline)
     try:
+        if not engine.has_image(name):
+            yield Finding(subject, "its image is not on this host", again)
         holder = engine.holder(name)
     except StandpipeError:
         return  # told already, of the engine

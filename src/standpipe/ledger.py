@@ -188,9 +188,16 @@ class Ledger:
                 (pipeline.name, timestamp(now), pipeline.schedule and pipeline.schedule.model_dump_json(), since),
             )
 
-    def registered(self) -> list[Registered]:
-        """Return the pipelines that this host knows, by name."""
-        rows = self._select("SELECT * FROM pipelines ORDER BY name")
+    def retire(self, declared: set[str]) -> None:
+        """Have no slots any more for pipelines that are not among the declared ones; their runs stay."""
+        with self._transaction() as db:
+            for row in db.execute("SELECT name FROM pipelines WHERE schedule IS NOT NULL").fetchall():
+                if row["name"] not in declared:
+                    db.execute("UPDATE pipelines SET schedule = NULL WHERE name = ?", (row["name"],))
+
+    def registered(self, name: str | None = None) -> list[Registered]:
+        """Return the pipelines that this host knows or has known, by name; or the one of that name."""
+        rows = self._select("SELECT * FROM pipelines WHERE ?1 IS NULL OR name = ?1 ORDER BY name", name)
         return [
             Registered(
                 row["name"],
@@ -393,6 +400,13 @@ class Ledger:
             rows = self._select("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
         else:
             rows = self._select("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
+        return [Run(**row) for row in rows]
+
+    def logged(self, pipeline: str, limit: int) -> list[Run]:
+        """Return the newest `limit` runs that had a container, newest first."""
+        rows = self._select(
+            "SELECT * FROM runs WHERE pipeline = ? AND container IS NOT NULL ORDER BY id DESC LIMIT ?", pipeline, limit
+        )
         return [Run(**row) for row in rows]
 
     def last(self, pipeline: str) -> Run | None:

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from datetime import date
+from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
@@ -63,9 +64,15 @@ def check_cron(text: str) -> str:
     return text
 
 
+@cache
+def known_timezones() -> frozenset[str]:
+    """Return the names of all time zones; finding them reads the whole database of zones."""
+    return frozenset(available_timezones())
+
+
 def check_timezone(name: str) -> str:
     """Check that a time zone exists; suggest names that are near."""
-    zones = available_timezones()
+    zones = known_timezones()
     if name not in zones:
         near = difflib.get_close_matches(name, sorted(zones), n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else 'Write for example "Europe/London" or "UTC"'
@@ -75,8 +82,9 @@ def check_timezone(name: str) -> str:
 
 def check_repository(address: str) -> str:
     """Check a git address; a password in it is refused and not repeated."""
-    if re.match(r"[a-z+]+://[^/@]*:[^/@]*@", address):
-        raise ValueError("holds a password. Use a deploy key (git@host:path) or a credential helper")
+    scheme, _, rest = address.partition("://")
+    if rest and "@" in rest and (scheme != "ssh" or ":" in rest.rpartition("@")[0]):
+        raise ValueError("holds a password or a token. Use a deploy key (git@host:path) or a credential helper")
     if not re.match(r"(https?|ssh|git|file)://\S+$|[\w.-]+@[\w.-]+:\S+$|/\S+$", address):
         raise ValueError("is no git address. Write for example https://git.example.org/name.git")
     return address
@@ -275,6 +283,10 @@ LATER = {
 }
 
 
+# Parts whose value may be, or hold, a secret, and what is said in its place.
+SECRETIVE = {"repo": "the address", "source": "what is given", "credentials": "what is given"}
+
+
 def problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
     """Put pydantic's findings in the words of the declaration: pipeline, key, value, remedy."""
     return [_problem(finding, document) for finding in error.errors(include_url=False)]
@@ -295,7 +307,7 @@ def _problem(finding: Any, document: dict[str, Any]) -> str:
 def _told(finding: Any, where: list[Any]) -> str:
     kind, value = finding["type"], finding["input"]
     # A git address may hold a password; it is not repeated.
-    shown = "the address" if where[-1:] == ["repo"] else json.dumps(value, default=str)
+    shown = SECRETIVE[where[-1]] if where and where[-1] in SECRETIVE else json.dumps(value, default=str)
     if kind == "value_error":
         message = str(finding["ctx"]["error"])
         return f"{shown} {message}" if where else message
@@ -341,5 +353,6 @@ def luigi_arguments(pipeline: Pipeline, day: date) -> list[str]:
             arguments.append(flag)
         elif value is not False:
             text = value if isinstance(value, str) else json.dumps(value)
-            arguments += [flag, text.replace("{date}", day.isoformat())]
+            # In one word: a value that begins with a dash is no flag.
+            arguments.append(f"{flag}={text.replace('{date}', day.isoformat())}")
     return arguments

@@ -70,11 +70,11 @@ def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -
     }
 
 
-def status(ledger: Ledger, now: datetime) -> str:
+def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
     """Return a table: each pipeline, what it does now, its last run, and its next slot."""
     rows: list[tuple[str, ...]] = [("PIPELINE", "LAST", "EXIT", "TOOK", "COMMIT", "ENDED", "NEXT (UTC)")]
     running = {run.pipeline: run for run in ledger.unfinished()}
-    for pipeline in ledger.registered():
+    for pipeline in known:
         last = ledger.last(pipeline.name)
         shown = running.get(pipeline.name) or last
         upcoming = slots.upcoming(pipeline.schedule, now, 1) if pipeline.schedule else []

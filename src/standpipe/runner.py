@@ -99,7 +99,8 @@ def attempt(
         with bounded(ledger, engine, run_id, container, pipeline, requests, say):
             follow(ledger, engine, run_id, name, container, listen, say)
         settle(ledger, engine, run_id, name)
-        release(ledger, engine, run_id, name)
+        with suppress(EngineUnavailable):  # `reconcile` does it when the engine is back
+            release(ledger, engine, run_id, name)
     return ledger.run(run_id)
 
 
@@ -118,7 +119,7 @@ def register(ledger: Ledger, name: str, pipeline: Pipeline | None, now: datetime
     if pipeline is not None:
         ledger.register(pipeline, now)
         make_lock(name)
-    return next((known for known in ledger.registered() if known.name == name), None)
+    return next(iter(ledger.registered(name)), None)
 
 
 def make_lock(name: str) -> None:
@@ -244,11 +245,12 @@ def start_exclusively(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pip
         engine.start(pipeline.name, run_id, arguments, life)
     except AlreadyRunning:
         holder = engine.holder(pipeline.name)
-        if holder is not None and (holder.running or not holder.run):
+        if holder is not None and holder.running:
             who = f"run {holder.run}" if holder.run else f"the container {holder.name}, which was started by hand"
             raise AlreadyRunning(f"{pipeline.name} is already running: {who}") from None
-        if holder is not None and holder.run:
+        if holder is not None:
             engine.free(holder)
+        if holder is not None and holder.run:
             release(ledger, engine, holder.run, pipeline.name)
         engine.start(pipeline.name, run_id, arguments, life)
 
@@ -283,8 +285,7 @@ def bounded(
         except Empty:
             why = "timed_out"
         if not over.is_set():
-            say(f"{pipeline.name}: run {run_id} is being stopped ({why}); Luigi may finish its current task")
-            end(ledger, engine, run_id, container, pipeline.stop_grace, why, over)
+            end(ledger, engine, run_id, pipeline, why, over, say)
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
@@ -296,15 +297,22 @@ def bounded(
         watcher.join()
 
 
-def end(ledger: Ledger, engine: Engine, run_id: str, container: Container, grace: int, why: str, over: Event) -> None:
-    """End a run before its time: note why, then TERM, a grace period for Luigi's current task, KILL."""
-    with suppress(StandpipeError):  # a ledger that cannot be written must not keep the container going
-        own = Ledger(ledger.path)  # SQLite's connections stay in the thread that made them
-        own.ending(run_id, why)
-        own.close()
+def end(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, why: str, over: Event, say: Teller) -> None:
+    """End a run before its time: note why, then TERM, a grace period for Luigi's current task, KILL.
+
+    What has ended by itself meanwhile is left as it is.
+    """
     while not over.is_set():
         try:
-            engine.stop(container.id, grace)
+            container = engine.find(pipeline.name, run_id)
+            if container is None or not container.running:
+                return
+            with suppress(StandpipeError):  # a ledger that cannot be written must not keep the container going
+                own = Ledger(ledger.path)  # SQLite's connections stay in the thread that made them
+                own.ending(run_id, why)
+                own.close()
+            say(f"{pipeline.name}: run {run_id} is being stopped ({why}); Luigi may finish its current task")
+            engine.stop(container.id, pipeline.stop_grace)
             break
         except EngineUnavailable:
             over.wait(1)
@@ -341,13 +349,20 @@ def lines_until_the_end(engine: Engine, name: str, run_id: str, container: Conta
     """Yield each line once, over as many connections as it takes, until the container has ended."""
     seen = 0
     while True:
-        for number, line in enumerate(engine.log(container.id), start=1):
-            if number > seen:
-                seen = number
-                yield line
+        whole = False
+        with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
+            for number, line in enumerate(engine.log(container.id), start=1):
+                if number > seen:
+                    seen = number
+                    yield line
+            whole = True
+        closed = datetime.now(UTC)
         now = found(engine, name, run_id)
-        if now is None or not now.running:
-            break
+        if now is None:
+            return
+        # A daemon that stops ends its connections like a container that ends: what came later is read again.
+        if whole and not now.running and (now.ended_at is None or instant(now.ended_at) <= closed):
+            return
         time.sleep(0.2)
 
 
@@ -430,14 +445,14 @@ def stop(ledger: Ledger, engine: Engine, name: str, who: str, say: Teller) -> Ru
 
 def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     """Free the pipeline's name from a settled run's ended container, and remove that when its log is on disk."""
-    container = found(engine, name, run_id)
+    container = engine.find(name, run_id)
     noted = ledger.run(run_id)
     if container is None or container.running or noted is None or noted.outcome is None:
         return
     engine.free(container)
     if not spool.is_closed(paths.spool(name, run_id)):
         try:
-            write_spool(run_id, name, engine.log(container.id), lambda _line: None)
+            write_spool(run_id, name, lines_until_the_end(engine, name, run_id, container), lambda _line: None)
         except OSError:
             return  # `reconcile` tries again; `doctor` tells of it
     engine.remove(container)
@@ -459,6 +474,7 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
             errors.append(error)
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
+    ledger.retire(set(configuration.names()))
     for container in engine.containers():
         noted = ledger.run(container.run) if container.run else None
         if noted is not None and noted.outcome:
@@ -492,7 +508,7 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
     if left is None or left.outcome:
         return  # another process was quicker
     container = engine.find(left.pipeline, run_id)
-    if container is not None and container.running and not wait:
+    if container is not None and container.running and not wait and not is_overdue(container, bounds(left.pipeline)):
         say(f"{left.pipeline}: run {run_id} goes on without its runner: standpipe reconcile follows it to its end")
         return
     make_lock(left.pipeline)
@@ -512,6 +528,13 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
     release(ledger, engine, run_id, left.pipeline)
     settled = ledger.run(run_id)
     say(f"{left.pipeline}: run {run_id} is settled: {settled.outcome if settled else 'gone'}")
+
+
+def is_overdue(container: Container, pipeline: Pipeline) -> bool:
+    """Say whether a container has run for longer than its pipeline may."""
+    if container.started_at is None:
+        return False
+    return (datetime.now(UTC) - instant(container.started_at)).total_seconds() > pipeline.timeout
 
 
 def bounds(name: str) -> Pipeline:

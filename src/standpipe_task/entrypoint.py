@@ -114,6 +114,9 @@ def run_luigi(arguments: list[str]) -> int:
     if code < 0:
         say(f"Luigi was ended by signal {-code} ({signal.Signals(-code).name})")
         return 128 - code
+    if code == ALREADY_RUNNING:
+        say(f"the pipeline's own code ended with {code}, which here means a held lock: taken as a failure")
+        return UNHANDLED_EXCEPTION
     if code == 0 and verdict != b"0":
         say("a task ended the process with exit code 0 before Luigi was done: taken as a failure")
         return UNHANDLED_EXCEPTION
@@ -141,9 +144,19 @@ def luigi_child(verdict: int, arguments: list[str]) -> int:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         sys.stdout.flush()
+        if code == 0 and raised_in(end) not in ("luigi.retcodes", "argparse"):
+            return 0  # not Luigi's word: a module or a task said so, and nothing may have been done
         os.write(verdict, str(code).encode())
         return code
     return UNHANDLED_EXCEPTION
+
+
+def raised_in(error: BaseException) -> str:
+    """Name the module whose code raised."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
 
 
 def say(message: str) -> None:

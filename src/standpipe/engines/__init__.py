@@ -73,7 +73,7 @@ class Engine(Protocol):
         """Return the containers of all runs, running or ended."""
 
     def log(self, container: str) -> Iterator[Line]:
-        """Yield the lines of a container's log from its first, until it ends or the connection breaks."""
+        """Yield the lines of a container's log from its first until it ends; raise where the connection breaks."""
 
     def stop(self, container: str, grace: int) -> None:
         """Ask a container to end, and end it after `grace` seconds."""

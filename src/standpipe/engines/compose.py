@@ -194,8 +194,8 @@ class ComposeEngine:
                     if data.endswith(b"\n"):
                         del open_lines[stream]
                         yield Line(began, stream, bytes(data[:-1]))
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-            return  # the connection broke; whoever asked looks whether the container still runs
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise unavailable(error) from None  # the log goes on; whoever reads it begins again
         for stream, (began, data) in open_lines.items():
             yield Line(began, stream, bytes(data))
 
@@ -204,9 +204,10 @@ class ComposeEngine:
         self._ask("stop", container, timeout=grace)
 
     def free(self, container: Container) -> None:
-        """Give the container the name of its pipeline and its run."""
-        if container.run and not container.name.endswith(container.run):
-            self._ask("rename", container.id, f"{container.name}.{container.run}")
+        """Give the container the name of its pipeline and its run; its own id where it is nobody's run."""
+        suffix = container.run or container.id[:12]
+        if not container.name.endswith(suffix):
+            self._ask("rename", container.id, f"{container.name}.{suffix}")
 
     def remove(self, container: Container) -> None:
         """Remove an ended container; Docker refuses one that runs."""

@@ -96,6 +96,8 @@ def flush_directory(path: Path) -> None:
 
 def close_as_it_is(path: Path, run: str) -> None:
     """Close the spool of a run whose container is gone: what is there is all that there will be."""
+    if is_closed(path):
+        return
     before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with Spool(path, run) as spool:
         for record in before:
