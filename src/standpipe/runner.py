@@ -118,7 +118,7 @@ def register(ledger: Ledger, name: str, pipeline: Pipeline | None, now: datetime
     """Note the pipeline in the ledger and make its lock; return what the ledger knows of it."""
     if pipeline is not None:
         ledger.register(pipeline, now)
-        make_lock(name)
+        make_lock(name)  # a container that is started by hand takes it too, and may be the first
     return next(iter(ledger.registered(name)), None)
 
 
@@ -220,6 +220,7 @@ def claim(ledger: Ledger, run_id: str, name: str, trigger: str, day: date, slot:
 def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int) -> Container:
     """Start the container; whatever keeps it from starting is the run's outcome."""
     name = pipeline.name
+    make_lock(name)
     try:
         require_free_lock(name)
         note_holder(name, run_id)

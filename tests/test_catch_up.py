@@ -1,0 +1,292 @@
+"""Slots that nothing started: simulated years with outages and jumps, and real runs that are tried again."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ulid import ULID
+
+from conftest import DECLARED, ProcessEngine
+from standpipe import backfill, catch_up, paths, runner, slots
+from standpipe.engines import CannotStart
+from standpipe.errors import UsageError
+from standpipe.ledger import Ledger, Run, timestamp
+from standpipe.pipeline import Pipeline, Schedule
+
+ZONES = ("UTC", "Europe/London", "America/New_York", "Australia/Lord_Howe")
+LINES = ("0 3 * * 0-4", "30 1 * * *", "30 2 * * *", "45 1,2 * * 6,0", "0 */6 * * *", "59 23 28-31 * *")
+
+
+def nothing(_told: object) -> None:
+    pass
+
+
+def schedule(**keys: Any) -> Schedule:
+    return Schedule.model_validate({"cron": "0 3 * * *", "timezone": "UTC", "start_within": "6h"} | keys)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def missed(plan: catch_up.Plan) -> list[tuple[str, str]]:
+    return [(f"{slot:%d %H:%M}", reason) for slot, reason in plan.missed]
+
+
+def test_of_a_week_without_a_host_the_newest_is_started_and_each_other_is_missed() -> None:
+    plan = catch_up.plan(schedule(), at("2026-11-16 12:00"), [], at("2026-11-20 04:00"))
+    assert plan.start == [at("2026-11-20 03:00")]
+    assert missed(plan) == [(f"{day} 03:00", "too_late") for day in (17, 18, 19)]
+
+
+def test_all_starts_each_that_is_not_too_late_and_latest_passes_over_those_before() -> None:
+    hourly = {"cron": "0 * * * *", "start_within": "3h"}
+    since, now = at("2026-11-20 00:30"), at("2026-11-20 05:30")
+    every = catch_up.plan(schedule(**hourly, if_missed="all"), since, [], now)
+    assert every.start == [at("2026-11-20 03:00"), at("2026-11-20 04:00"), at("2026-11-20 05:00")]
+    assert missed(every) == [("20 01:00", "too_late"), ("20 02:00", "too_late")]
+    latest = catch_up.plan(schedule(**hourly, if_missed="latest"), since, [], now)
+    assert latest.start == [at("2026-11-20 05:00")]
+    assert missed(latest)[2:] == [("20 03:00", "superseded"), ("20 04:00", "superseded")]
+    none = catch_up.plan(schedule(**hourly, if_missed="skip"), since, [], now)
+    assert none.start == []
+    assert missed(none)[2:] == [(f"20 0{hour}:00", "policy") for hour in (3, 4, 5)]
+
+
+def test_a_slot_that_is_cron_s_own_to_start_is_left_to_it() -> None:
+    plan = catch_up.plan(schedule(), at("2026-11-19 12:00"), [], at("2026-11-20 03:01"))
+    assert plan.start == []
+    assert plan.missed == []
+
+
+class Host:
+    """A host whose clock and power are the test's: cron and catch-up as they are, runs that take no time."""
+
+    def __init__(self, ledger: Ledger, plan_schedule: Schedule, now: datetime) -> None:
+        self.ledger = ledger
+        self.pipeline = Pipeline.model_validate(
+            yaml.safe_load(DECLARED) | {"schedule": plan_schedule.model_dump(mode="json")}
+        )
+        ledger.register(self.pipeline, now)
+
+    def known(self) -> Any:
+        return self.ledger.registered("arxlive")[0]
+
+    def start(self, trigger: str, slot: datetime, now: datetime) -> None:
+        run = str(ULID())
+        if self.ledger.claim(run, "arxlive", trigger, date(2026, 1, 1), slot, now) is None:
+            self.ledger.settle(run, "succeeded", exit_code=0, ended_at=timestamp(now))
+
+    def cron(self, now: datetime) -> None:
+        slot = runner.due_slot(self.ledger, self.known(), now)
+        if slot:
+            self.start("scheduled", slot, now)
+
+    def catch_up(self, now: datetime) -> None:
+        seen = self.ledger.watched(now)
+        down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
+        for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
+            self.start(trigger, slot, now)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    zone=st.sampled_from(ZONES),
+    line=st.sampled_from(LINES),
+    policy=st.sampled_from(("latest", "all", "skip")),
+    begins=st.integers(0, 700 * 24 * 60),  # minutes
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(("up", "up", "up", "off", "jump")),
+            st.integers(1, 60 * 24 * 20),  # minutes
+        ),
+        max_size=12,
+    ),
+)
+def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through(
+    tmp_path_factory: pytest.TempPathFactory,
+    zone: str,
+    line: str,
+    policy: str,
+    begins: int,
+    steps: list[tuple[str, int]],
+) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=begins)
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.sqlite3")
+    chosen = schedule(cron=line, timezone=zone, if_missed=policy)
+    host = Host(ledger, chosen, now)
+    registered = newest = now
+    for what, minutes in steps:
+        end = now + timedelta(minutes=minutes)
+        if what == "up":
+            # Cron at each slot, catch-up soon after it and at the end: between them nothing can happen.
+            for slot in slots.between(chosen, now, end):
+                host.cron(slot)
+                host.catch_up(slot + timedelta(minutes=3))
+            now = end
+            host.catch_up(now)
+        elif what == "off":
+            now = end
+        else:
+            now -= timedelta(minutes=minutes // 3)  # the clock goes back
+            host.cron(now)
+            host.catch_up(now)
+        newest = max(newest, now)
+    now = newest + timedelta(minutes=5)
+    host.catch_up(now)
+    host.catch_up(now)
+
+    expected = list(slots.between(chosen, registered, now - catch_up.CRON_IS_PUNCTUAL))
+    recorded = ledger.recorded("arxlive", registered, now)
+    assert recorded == set(expected)
+    runs = [run.slot for run in ledger.history("arxlive", 100_000)]
+    assert len(runs) == len(set(runs)) == len(expected)
+    ledger.close()
+
+
+def declare(**changes: Any) -> Pipeline:
+    document = yaml.safe_load(DECLARED) | changes
+    (paths.PIPELINES / "arxlive.yml").write_text(yaml.safe_dump(document))
+    return Pipeline.model_validate(document)
+
+
+def try_slot(ledger: Ledger, engine: ProcessEngine, trigger: str, slot: datetime) -> Run | None:
+    pipeline, _damage = runner.load("arxlive", scheduled=True)
+    return runner.attempt(ledger, engine, "arxlive", trigger, slot, slot.date(), pipeline, nothing, nothing)
+
+
+def test_a_slot_that_failed_is_tried_again_as_often_as_is_declared(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.register(declare(retries={"count": 2, "delay": "1s"}), datetime.now(UTC) - timedelta(hours=1))
+    slot = datetime.now(UTC).replace(second=0, microsecond=0)
+    engine.program = "import os; os._exit(30)"
+    first = try_slot(ledger, engine, "scheduled", slot)
+    assert first is not None
+    for attempt in (2, 3):
+        assert [known for known, _at in ledger.retries("arxlive")] == [slot]
+        again = try_slot(ledger, engine, "retry", slot)
+        assert again is not None
+        assert (again.attempt, again.trigger, again.slot) == (attempt, "retry", timestamp(slot))
+    assert ledger.retries("arxlive") == []
+    assert try_slot(ledger, engine, "retry", slot) is None
+
+
+def test_a_retry_that_succeeds_is_the_slot_s_record(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.register(declare(retries={"count": 2, "delay": "1s"}), datetime.now(UTC) - timedelta(hours=1))
+    slot = datetime.now(UTC).replace(second=0, microsecond=0)
+    engine.program = "import os; os._exit(30)"
+    try_slot(ledger, engine, "scheduled", slot)
+    engine.program = "print('well')"
+    try_slot(ledger, engine, "retry", slot)
+    assert ledger.succeeded("arxlive", slot)
+    assert ledger.retries("arxlive") == []
+
+
+@pytest.mark.parametrize("refusal", ["policy", "image"])
+def test_what_only_a_converge_can_mend_is_not_tried_again(ledger: Ledger, engine: ProcessEngine, refusal: str) -> None:
+    ledger.register(declare(), datetime.now(UTC) - timedelta(hours=1))
+    engine.refuses = CannotStart(refusal, "no", 78)
+    with pytest.raises(CannotStart):
+        try_slot(ledger, engine, "scheduled", datetime.now(UTC).replace(second=0, microsecond=0))
+    assert ledger.retries("arxlive") == []
+
+
+def test_an_engine_that_was_away_is_tried_again_but_not_past_start_within(
+    ledger: Ledger, engine: ProcessEngine, docker_away: CannotStart
+) -> None:
+    pipeline = declare()
+    ledger.register(pipeline, datetime.now(UTC) - timedelta(days=2))
+    engine.refuses = docker_away
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    for slot in (now - timedelta(hours=5, minutes=55), now):
+        with pytest.raises(CannotStart):
+            try_slot(ledger, engine, "scheduled", slot)
+    assert [slot for slot, _at in ledger.retries("arxlive")] == [now]
+
+
+def test_catch_up_starts_what_was_missed_in_processes_of_their_own(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.register(
+        declare(schedule={"cron": "*/10 * * * *", "if_missed": "latest"}), datetime.now(UTC) - timedelta(hours=3)
+    )
+    now = datetime.now(UTC)
+    assert catch_up.catch_up(ledger, engine, nothing, nothing, now) == 0
+    runs = ledger.history("arxlive", 100)
+    assert [run.outcome for run in runs].count("succeeded") == 1
+    assert {run.reason for run in runs if run.outcome == "missed"} == {"superseded"}
+    assert len(runs) >= 17
+    count = len(runs)
+    assert catch_up.catch_up(ledger, engine, nothing, nothing, now) == 0
+    assert len(ledger.history("arxlive", 100)) == count
+
+
+def test_catch_up_leaves_a_pipeline_that_is_held_and_comes_back_to_it(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.register(declare(schedule={"cron": "*/10 * * * *"}), datetime.now(UTC) - timedelta(minutes=25))
+    holder = str(ULID())
+    with runner.living_runner(ledger, holder):
+        ledger.claim(holder, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+        catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+        assert "succeeded" not in [run.outcome for run in ledger.history("arxlive", 100)]
+        ledger.settle(holder, "failed", exit_code=1)
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    assert "succeeded" in [run.outcome for run in ledger.history("arxlive", 100)]
+
+
+def test_a_stop_is_on_record_with_who_asked(ledger: Ledger, engine: ProcessEngine) -> None:
+    import threading
+
+    declare(schedule=None)
+    engine.program = "import time; print('up', flush=True); time.sleep(30)"
+    up = threading.Event()
+
+    def stop() -> None:
+        up.wait(10)
+        own = Ledger(paths.LEDGER)
+        runner.stop(own, engine, "arxlive", "ada", nothing)
+        own.close()
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=lambda _line: up.set(), say=nothing)
+    stopper.join()
+    assert run is not None
+    assert (run.outcome, run.detail, runner.exit_code_of(run)) == ("stopped", "by ada", 130)
+    assert runner.stop(ledger, engine, "arxlive", "ada", nothing) is None
+
+
+def test_a_backfill_works_the_slots_of_a_range_once_oldest_first(ledger: Ledger, engine: ProcessEngine) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * 0-4", "timezone": "America/New_York"})
+    first, last = date(2026, 11, 1), date(2026, 11, 9)
+    todo = backfill.open_slots(ledger, pipeline, first, last, again=False)
+    assert [f"{slot:%m-%d %H:%M}" for slot in todo] == [
+        f"11-{day:02} 08:00" for day in (1, 2, 3, 4, 5, 8, 9)
+    ]  # fmt: skip
+    assert backfill.backfill(ledger, engine, "arxlive", todo[:3], nothing, nothing) == 0
+    left = backfill.open_slots(ledger, pipeline, first, last, again=False)
+    assert left == todo[3:]
+    assert backfill.open_slots(ledger, pipeline, first, last, again=True) == todo
+    runs = list(reversed(ledger.history("arxlive", 10)))
+    assert [(run.trigger, run.date, run.slot) for run in runs] == [
+        ("backfill", f"2026-11-{slot:%d}", timestamp(slot)) for slot in todo[:3]
+    ]
+
+
+def test_a_backfill_goes_on_after_a_failure_and_says_so_at_its_end(ledger: Ledger, engine: ProcessEngine) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"})
+    engine.program = "import os; os._exit(30)"
+    todo = backfill.open_slots(ledger, pipeline, date(2026, 11, 1), date(2026, 11, 2), again=False)
+    assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing) == 30
+    assert len(ledger.history("arxlive", 10)) == 2
+    assert ledger.retries("arxlive") == []  # it owns no slot
+
+
+def test_a_range_that_is_none_is_told(host: Path) -> None:
+    pipeline = declare()
+    with pytest.raises(UsageError, match="is after --to"):
+        backfill.slots_of(pipeline, date(2026, 11, 2), date(2026, 11, 1), datetime.now(UTC))
+    with pytest.raises(UsageError, match="has no schedule"):
+        backfill.slots_of(declare(schedule=None), date(2026, 11, 1), date(2026, 11, 2), datetime.now(UTC))
