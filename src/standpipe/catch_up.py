@@ -18,7 +18,7 @@ from standpipe import configuration, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
-from standpipe.pipeline import Schedule
+from standpipe.pipeline import Pipeline, Schedule
 
 CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
 HOST_WAS_DOWN = timedelta(minutes=12)  # nobody watched for that long, where every five minutes is the rule
@@ -63,6 +63,7 @@ def catch_up(
             pipeline, _damage = runner.load(name, scheduled=True)
             known = runner.register(ledger, name, pipeline, now)
             work = record_and_list(ledger, known, down_since, now) if known else []
+            note_late(ledger, pipeline, known, now)
             abandoned = any(run.pipeline == name for run in ledger.unfinished() if not runner.has_living_runner(run.id))
         except StandpipeError as error:
             say(f"{name}: {error}")
@@ -102,6 +103,16 @@ def record_and_list(
     if planned.complete_until > known.complete_until:
         ledger.complete(known.name, planned.complete_until)
     return sorted(work + [(slot, "catch-up") for slot in planned.start])
+
+
+def note_late(ledger: Ledger, pipeline: Pipeline | None, known: Registered | None, now: datetime) -> None:
+    """Note the newest slot that should have succeeded by now, and has not."""
+    if pipeline is None or pipeline.late_after is None or known is None or known.schedule is None:
+        return
+    by = now - timedelta(seconds=pipeline.late_after)
+    newest = slots.newest_due(known.schedule, by, known.schedule_since)
+    if newest and not ledger.succeeded(known.name, newest):
+        ledger.note_late(known.name, newest)
 
 
 def in_a_child(

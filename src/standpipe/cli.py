@@ -25,6 +25,8 @@ from standpipe.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from standpipe.engines import Line
     from standpipe.ledger import Ledger
 
@@ -189,12 +191,28 @@ def call_run(arguments: argparse.Namespace) -> int:
     finally:
         if isinstance(listen, Viewer):
             listen.close()
+        pass_on(ledger)
     if run is None:
         print(f"{arguments.name}: no slot is due")
         return 0
     code = runner.exit_code_of(run)
     say(f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {code}, {report.took(run) or 'never started'}")
     return code
+
+
+def pass_on(ledger: Ledger, ping: bool = False) -> None:
+    """Tell people and programs what became of runs; that this fails is noted in the journal and changes nothing."""
+    from standpipe import metrics, notify
+
+    steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
+    if ping:
+        steps.append(lambda: notify.ping(note))
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # of whatever kind: the run and its record stand
+            told = str(error) if isinstance(error, StandpipeError) else type(error).__name__  # no address, no secret
+            note(f"word of a run could not be passed on: {told}")
 
 
 def call_stop(arguments: argparse.Namespace) -> int:
@@ -235,7 +253,10 @@ def call_backfill(arguments: argparse.Namespace) -> int:
 
         tqdm.write(f"standpipe: {message}", file=sys.stderr)
 
-    return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say)
+    try:
+        return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say)
+    finally:
+        pass_on(ledger)
 
 
 def call_catch_up(_arguments: argparse.Namespace) -> int:
@@ -247,7 +268,11 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
         note(message)
         print(message, flush=True)
 
-    failures = catch_up.catch_up(open_ledger(), ComposeEngine(), quiet, say, datetime.now(UTC))
+    ledger = open_ledger()
+    try:
+        failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
+    finally:
+        pass_on(ledger, ping=True)
     return InternalError.exit_code if failures else 0
 
 

@@ -57,7 +57,11 @@ MIGRATIONS = (
     """
     ALTER TABLE runs ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE runs ADD COLUMN detail TEXT;
+    ALTER TABLE runs ADD COLUMN notice TEXT;
+    CREATE INDEX notices ON runs (id) WHERE notice IS NOT NULL;
+    CREATE INDEX runs_by_outcome ON runs (pipeline, outcome);
     ALTER TABLE slots ADD COLUMN retry_at TEXT;
+    ALTER TABLE slots ADD COLUMN late INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE pipelines ADD COLUMN complete_until TEXT;
     CREATE INDEX retries ON slots (retry_at) WHERE retry_at IS NOT NULL;
     CREATE INDEX runs_by_slot ON runs (pipeline, slot);
@@ -70,7 +74,8 @@ MIGRATIONS = (
 class Run:
     """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished.
 
-    `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people.
+    `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people;
+    `notice` is what somebody is still to be told of it.
     """
 
     id: str
@@ -92,6 +97,7 @@ class Run:
     receipt: str | None
     attempt: int
     detail: str | None
+    notice: str | None
 
 
 @dataclass(frozen=True)
@@ -274,9 +280,12 @@ class Ledger:
                     continue
                 count += 1
                 db.execute(
-                    "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail)"
-                    " VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?)",
-                    (run, pipeline, timestamp(slot), day.isoformat(), timestamp(now), reason, detail),
+                    "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail,"
+                    " notice) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?, ?)",
+                    (
+                        *(run, pipeline, timestamp(slot), day.isoformat(), timestamp(now), reason, detail),
+                        None if reason in ("superseded", "policy") else "missed",
+                    ),
                 )
                 db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
         return count
@@ -329,6 +338,52 @@ class Ledger:
             )
         )
 
+    def notices(self) -> list[Run]:
+        """Return the runs of which somebody is still to be told, oldest first, those of a pipeline together."""
+        return [Run(**row) for row in self._select("SELECT * FROM runs WHERE notice IS NOT NULL ORDER BY pipeline, id")]
+
+    def told(self, runs: list[str]) -> None:
+        """Note that somebody was told of runs."""
+        with self._transaction() as db:
+            db.executemany("UPDATE runs SET notice = NULL WHERE id = ?", [(run,) for run in runs])
+
+    def note_late(self, pipeline: str, slot: datetime) -> None:
+        """Note, once, that nothing has finished for a slot in its time."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT run FROM slots WHERE pipeline = ? AND slot = ? AND late = 0", (pipeline, timestamp(slot))
+            ).fetchone()
+            if row:
+                db.execute("UPDATE slots SET late = 1 WHERE pipeline = ? AND slot = ?", (pipeline, timestamp(slot)))
+                db.execute("UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"],))
+
+    def verdict(self, pipeline: str) -> str | None:
+        """Return the newest outcome of a pipeline that says how it is, and not what somebody chose."""
+        rows = self._select(
+            "SELECT outcome FROM runs WHERE pipeline = ? AND outcome NOT IN ('skipped', 'stopped')"
+            " AND reason IS NOT 'superseded' AND reason IS NOT 'policy' ORDER BY id DESC LIMIT 1",
+            pipeline,
+        )
+        return str(rows[0]["outcome"]) if rows else None
+
+    def counts(self, pipeline: str) -> dict[str, int]:
+        """Return how many runs of a pipeline had which outcome."""
+        rows = self._select(
+            "SELECT outcome, count(*) AS runs FROM runs WHERE pipeline = ? AND outcome IS NOT NULL GROUP BY outcome",
+            pipeline,
+        )
+        return {row["outcome"]: row["runs"] for row in rows}
+
+    def newest(self, pipeline: str, outcome: str | None = None) -> Run | None:
+        """Return the newest run of a pipeline that ended in its container; or the newest of an outcome."""
+        rows = self._select(
+            "SELECT * FROM runs WHERE pipeline = ?1 AND (outcome = ?2 OR (?2 IS NULL AND ended_at IS NOT NULL))"
+            " ORDER BY id DESC LIMIT 1",
+            pipeline,
+            outcome,
+        )
+        return Run(**rows[0]) if rows else None
+
     def watched(self, now: datetime) -> datetime | None:
         """Note that this host is being watched now; return when it was last."""
         with self._transaction() as db:
@@ -373,14 +428,15 @@ class Ledger:
         ended_at: str | None = None,
         detail: str | None = None,
         retry_at: datetime | None = None,
+        notice: str | None = None,
     ) -> None:
         """Note what came of a run, once, and when its slot is to be tried again; a settled run stays as it is."""
         with self._transaction() as db:
             done = db.execute(
                 "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
-                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail)"
-                " WHERE id = ? AND state <> 'settled'",
-                (outcome, reason, exit_code, started_at, ended_at, detail, run),
+                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail),"
+                " notice = ? WHERE id = ? AND state <> 'settled'",
+                (outcome, reason, exit_code, started_at, ended_at, detail, notice, run),
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))

@@ -9,6 +9,8 @@ ROOT = Path(os.environ.get("STANDPIPE_ROOT", "/"))
 
 PIPELINES = ROOT / "etc/standpipe/pipelines"
 CREDENTIALS = ROOT / "etc/standpipe/credentials"
+NOTIFY = ROOT / "etc/standpipe/notify.yml"
+METRICS = ROOT / "var/lib/prometheus/node-exporter"
 CRON = ROOT / "etc/cron.d"
 CONTEXTS = ROOT / "opt/standpipe"
 STATE = ROOT / "var/lib/standpipe"

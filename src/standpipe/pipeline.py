@@ -247,6 +247,9 @@ class Pipeline(Part):
         default_factory=Retries,
         description="for slots alone; never after a stop, a timeout, a skip, or what only a converge can mend",
     )
+    late_after: Duration | None = Field(
+        None, description="somebody is told when a slot has not succeeded so long after its instant; null: never"
+    )
     engine: Literal["compose"] = Field("compose", description="where runs execute")
     credentials: Credentials = Credentials()
     resources: Resources = Resources()
@@ -277,7 +280,6 @@ class Declaration(Part):
 
 # Keys of later releases: refused by name, so that nobody believes that they act.
 LATER = {
-    "late_after": "pipeline",
     "budgets": "pipeline",
     "role_arn": "credentials",
 }

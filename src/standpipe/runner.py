@@ -40,6 +40,7 @@ Listener = Callable[[Line], None]
 Teller = Callable[[str], None]
 Requests = SimpleQueue[str]
 
+FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 
@@ -395,7 +396,15 @@ def conclude(ledger: Ledger, run_id: str, name: str, outcome: str, **known: Any)
     """Note what came of a run, and whether its slot is tried again, in one step."""
     noted = ledger.run(run_id)
     at = retry_at(bounds(name), noted, outcome, known.get("reason"), datetime.now(UTC)) if noted else None
-    ledger.settle(run_id, outcome, retry_at=at, **known)
+    ledger.settle(run_id, outcome, retry_at=at, notice=None if at else notice_of(ledger, name, outcome), **known)
+
+
+def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
+    """Return what somebody is to be told of an outcome that stands: what went wrong, or is well again."""
+    if outcome in FAILURES:
+        return outcome
+    before = ledger.verdict(name)
+    return "recovered" if outcome == "succeeded" and before in FAILURES else None
 
 
 def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:

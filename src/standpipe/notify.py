@@ -1,0 +1,145 @@
+"""Word of what went wrong, and of what is well again, to whoever is to know.
+
+Each is noted in the ledger together with the outcome that it tells of, and struck out when it was
+sent; what could not be sent is tried again by the next command that has something to tell.
+"""
+
+from __future__ import annotations
+
+import configparser
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from standpipe import paths, report
+from standpipe.errors import ConfigurationError
+from standpipe.ledger import Ledger, Run
+from standpipe.logs import spool
+
+TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
+PING_TIMEOUT = 10  # seconds
+
+# What looks like a secret wherever it stands: AWS keys, passwords in addresses, and what is named like one.
+SECRETS = (
+    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
+    re.compile(r"(?i)(?:(?<=password)|(?<=token)|(?<=secret)|(?<=api.key))['\"]?\s*[=:]\s*\S+"),
+)
+
+
+class Settings(BaseModel):
+    """Where word goes: Apprise's addresses (mail, Slack, webhooks and more), and a dead man's switch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    urls: list[str] = Field(default_factory=list)
+    ping_url: str | None = None
+    log_lines: int = Field(20, ge=0)
+
+
+def settings() -> Settings:
+    """Read the host's settings; nobody is told anything where there are none.
+
+    Raises ConfigurationError, without a value of the file in it, where it is damaged.
+    """
+    try:
+        return Settings.model_validate(yaml.safe_load(paths.NOTIFY.read_bytes()) or {})
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        keys = [str(found["loc"]) for found in error.errors()] if isinstance(error, ValidationError) else []
+        remedy = "run site.yml on this host, which writes it anew"
+        raise ConfigurationError(f"{paths.NOTIFY} is damaged {' '.join(keys)}: {remedy}") from None
+
+
+def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
+    """Send what is noted and not yet sent. What goes wrong is said, and changes nothing else."""
+    pending = ledger.notices()
+    if not pending:
+        return
+    chosen = settings()
+    for (name, event), group in groupby(pending, key=lambda run: (run.pipeline, run.notice or "")):
+        runs = list(group)
+        old = datetime.now(UTC) - datetime.fromisoformat(runs[-1].claimed_at) > TOO_OLD
+        if not chosen.urls or old or send(chosen, *message(name, event, runs, chosen.log_lines)):
+            ledger.told([run.id for run in runs])
+        else:
+            say(f"{name}: word of run {runs[-1].id} ({event}) could not be sent; it is tried again")
+
+
+def send(chosen: Settings, title: str, body: str) -> bool:
+    """Send one message to every address; return whether all have taken it."""
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its messages hold the addresses, and these hold secrets
+    sender = apprise.Apprise()
+    known = [sender.add(url) for url in chosen.urls]
+    try:
+        return bool(sender.notify(title=title, body=body)) and all(known)
+    except Exception:  # whatever a service's plugin raises is no affair of a run
+        return False
+
+
+def message(name: str, event: str, runs: list[Run], log_lines: int) -> tuple[str, str]:
+    """Return title and body of what there is to tell of a pipeline's runs."""
+    run, host = runs[-1], socket.gethostname()
+    title = f"{name} on {host}: {event.replace('_', ' ')}"
+    if len(runs) > 1:
+        return f"{title} ({len(runs)} slots)", "\n".join(f"{one.slot}: {report.outcome(one)}" for one in runs)
+    facts = {
+        "slot": run.slot,
+        "date": run.date,
+        "outcome": report.outcome(run),
+        "exit code": run.exit_code,
+        "why": run.detail,
+        "took": report.took(run),
+        "commit": run.commit_id,
+        "run": run.id,
+    }
+    lines = [f"{key}: {value}" for key, value in facts.items() if value not in (None, "")]
+    ending = list(last_lines(name, run.id, log_lines)) if event != "recovered" else []
+    return title, "\n".join([*lines, *(["", "the log ends with:"] if ending else []), *ending])
+
+
+def last_lines(name: str, run: str, count: int) -> Iterator[str]:
+    """Yield the last lines of a run's log, without what is or looks like a secret."""
+    path = paths.spool(name, run)
+    if not path.exists() or not count:
+        return
+    known = list(credentials_of(name))
+    lines = [spool.printable(spool.text(record)) for record in spool.read(path) if record["stream"] != "end"]
+    for line in lines[-count:]:
+        for value in known:
+            line = line.replace(value, "***")
+        for pattern in SECRETS:
+            line = pattern.sub("***", line)
+        yield line
+
+
+def credentials_of(name: str) -> Iterator[str]:
+    """Yield the values in a pipeline's credentials file, to be kept out of messages."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(paths.CREDENTIALS / name)
+    except (OSError, configparser.Error):
+        return
+    for section in parser.sections():
+        yield from (value for value in parser[section].values() if len(value) > 7)
+
+
+def ping(say: Callable[[str], None]) -> None:
+    """Tell a dead man's switch that this host is up: what it then hears nothing of, it raises an alarm for."""
+    import requests
+
+    url = settings().ping_url
+    if url:
+        try:
+            requests.get(url, timeout=PING_TIMEOUT).raise_for_status()
+        except requests.RequestException as error:
+            say(f"the dead man's switch could not be reached ({type(error).__name__})")

@@ -1,0 +1,177 @@
+"""Word of runs, to a real web server; and metrics, in Prometheus' own text."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from conftest import DECLARED, ProcessEngine
+from standpipe import catch_up, cli, metrics, notify, paths, runner
+from standpipe.errors import ConfigurationError
+from standpipe.ledger import Ledger
+from standpipe.pipeline import Pipeline
+
+KEY, SECRET = "AKIA" + "A" * 16, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+def nothing(_told: object) -> None:
+    pass
+
+
+class Hook:
+    """A web server that takes every message, or refuses it."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self.pings = 0
+        self.status = 200
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if hook.status == 200:
+                    hook.taken.append(body)
+                self.send_response(hook.status)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                hook.pings += 1
+                self.send_response(hook.status)
+                self.end_headers()
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hook(host: Path) -> Iterator[Hook]:
+    hook = Hook()
+    paths.NOTIFY.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"urls": [f"json://127.0.0.1:{hook.port}/x"], "ping_url": f"http://127.0.0.1:{hook.port}/ping"}
+    paths.NOTIFY.write_text(yaml.safe_dump(settings))
+    yield hook
+    hook.server.shutdown()
+
+
+def run(ledger: Ledger, engine: ProcessEngine, program: str) -> None:
+    engine.program = program
+    runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=nothing, say=nothing)
+
+
+def test_a_failure_is_told_with_the_end_of_its_log_and_without_a_secret(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    paths.CREDENTIALS.mkdir(parents=True)
+    (paths.CREDENTIALS / "arxlive").write_text(
+        f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    )
+    lines = ["first"] * 30 + [f"with {KEY}", f"and {SECRET}", "at https://me:hunter2@x/", "password=hunter2", "the end"]
+    run(ledger, engine, f"for line in {lines!r}: print(line)\nimport os, sys; sys.stdout.flush(); os._exit(30)")
+    notify.tell(ledger, nothing)
+    (told,) = hook.taken
+    assert "arxlive" in told["title"]
+    assert "failed" in told["title"]
+    assert "exit code: 30" in told["message"]
+    assert told["message"].endswith("the end")
+    assert told["message"].count("first") == 15
+    for secret in (KEY, SECRET, "hunter2"):
+        assert secret not in told["message"]
+    notify.tell(ledger, nothing)
+    assert len(hook.taken) == 1
+
+
+def test_recovery_is_told_once_and_success_is_not(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+    for program in ("print()", "import os; os._exit(30)", "print()", "print()"):
+        run(ledger, engine, program)
+        notify.tell(ledger, nothing)
+    assert [told["title"].partition(": ")[2] for told in hook.taken] == ["failed", "recovered"]
+
+
+def test_what_could_not_be_sent_is_sent_later_and_changes_no_outcome(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    hook.status = 500
+    said: list[str] = []
+    run(ledger, engine, "import os; os._exit(30)")
+    notify.tell(ledger, said.append)
+    assert "could not be sent" in said[0]
+    assert ledger.history("arxlive", 1)[0].exit_code == 30
+    hook.status = 200
+    notify.tell(ledger, nothing)
+    assert len(hook.taken) == 1
+
+
+def test_nobody_is_told_old_news_when_somebody_is_named_at_last(ledger: Ledger, engine: ProcessEngine) -> None:
+    run(ledger, engine, "import os; os._exit(30)")
+    notify.tell(ledger, nothing)
+    assert ledger.notices() == []
+
+
+def test_missed_and_late_slots_are_told(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+    document = yaml.safe_load(DECLARED) | {
+        "late_after": "1h",
+        "schedule": {"cron": "0 * * * *", "start_within": "1h30m"},
+    }
+    (paths.PIPELINES / "arxlive.yml").write_text(yaml.safe_dump(document))
+    ledger.register(Pipeline.model_validate(document), datetime.now(UTC) - timedelta(hours=5))
+    engine.program = "import os; os._exit(30)"
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    notify.tell(ledger, nothing)
+    titles = [told["title"].partition(": ")[2] for told in hook.taken]
+    assert any(title.startswith("missed") for title in titles)
+
+
+def test_a_damaged_file_is_told_without_what_is_in_it(host: Path) -> None:
+    paths.NOTIFY.write_text("urls: [slack://hunter2]\nping_uri: https://hunter2\n")
+    with pytest.raises(ConfigurationError, match=r"is damaged.*ping_uri") as error:
+        notify.settings()
+    assert "hunter2" not in str(error.value)
+
+
+def test_the_dead_man_s_switch_hears_of_a_host_that_is_up(host: Path, hook: Hook) -> None:
+    notify.ping(nothing)
+    assert hook.pings == 1
+    hook.status = 500
+    said: list[str] = []
+    notify.ping(said.append)
+    assert "could not be reached" in said[0]
+
+
+def test_what_fails_in_passing_word_on_changes_nothing(ledger: Ledger, engine: ProcessEngine) -> None:
+    paths.NOTIFY.write_text("urls: {")
+    run(ledger, engine, "import os; os._exit(30)")
+    cli.pass_on(ledger, ping=True)
+    assert ledger.history("arxlive", 1)[0].outcome == "failed"
+
+
+def test_metrics_are_prometheus_own_text(ledger: Ledger, engine: ProcessEngine) -> None:
+    metrics.write(ledger)  # no such directory: nothing
+    paths.METRICS.mkdir(parents=True)
+    for program in ("print()", "import os; os._exit(30)"):
+        run(ledger, engine, program)
+    metrics.write(ledger)
+    text = (paths.METRICS / "standpipe.prom").read_text()
+    found = {
+        (sample.name, sample.labels.get("outcome")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found[("standpipe_runs", "succeeded")] == found[("standpipe_runs", "failed")] == 1
+    assert found[("standpipe_running", None)] == found[("standpipe_slots_missed", None)] == 0
+    age = datetime.now(UTC).timestamp() - found[("standpipe_last_success_timestamp_seconds", None)]
+    assert 0 <= age < 60
+    assert found[("standpipe_last_duration_seconds", None)] > 0
