@@ -80,6 +80,9 @@ class ProcessEngine:
             while True:
                 ended = self.processes[container].poll() is not None
                 while line := file.readline():
+                    if not line.endswith(b"\n") and not ended:
+                        file.seek(-len(line), os.SEEK_CUR)  # it is being written
+                        break
                     if breaks == 0:
                         raise EngineUnavailable("the connection broke")
                     breaks = breaks and breaks - 1

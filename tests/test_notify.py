@@ -65,6 +65,7 @@ def hook(host: Path) -> Iterator[Hook]:
     paths.NOTIFY.write_text(yaml.safe_dump(settings))
     yield hook
     hook.server.shutdown()
+    hook.server.server_close()
 
 
 def run(ledger: Ledger, engine: ProcessEngine, program: str) -> None:
@@ -152,6 +153,7 @@ def test_the_dead_man_s_switch_hears_of_a_host_that_is_up(host: Path, hook: Hook
 
 
 def test_what_fails_in_passing_word_on_changes_nothing(ledger: Ledger, engine: ProcessEngine) -> None:
+    paths.NOTIFY.parent.mkdir(parents=True, exist_ok=True)
     paths.NOTIFY.write_text("urls: {")
     run(ledger, engine, "import os; os._exit(30)")
     cli.pass_on(ledger, ping=True)
