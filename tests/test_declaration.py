@@ -45,7 +45,12 @@ def told(*pipelines: dict[str, Any], **more: Any) -> str:
 
 def test_every_default_is_filled() -> None:
     pipeline = validate.validate({"pipelines": [MINIMAL]}).model_dump(mode="json")["pipelines"][0]
-    assert pipeline["schedule"] == {"cron": "0 3 * * 0-4", "timezone": "UTC", "start_within": "6h"}
+    assert pipeline["schedule"] == {
+        "cron": "0 3 * * 0-4",
+        "timezone": "UTC",
+        "start_within": "6h",
+        "if_missed": "latest",
+    }
     assert (pipeline["timeout"], pipeline["stop_grace"], pipeline["python"]) == ("4h", "5m", "3.13")
     assert pipeline["credentials"] == {"mode": "role"}
 
@@ -70,7 +75,7 @@ def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
         ("schedule.cron", "0~30 3 * * *", ["0~30"]),
         ("schedule.cron", "0 3 30 2 *", ["0 3 30 2 *", "0 3 * * 0-4"]),
         ("schedule.timezone", "Europe/Lundon", ['"Europe/Lundon"', "Did you mean Europe/London"]),
-        ("schedule.if_missed", "all", ["if_missed", "not in this release"]),
+        ("schedule.if_missed", "some", ['"some"', "latest", "all", "skip"]),
         ("name", "Arx_live", ['"Arx_live"', "2 to 22"]),
         ("name", "a" * 23, ["2 to 22"]),
         ("timeout", 0, ["timeout", "no time at all", '"4h"']),
@@ -87,7 +92,9 @@ def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
         ("engine", "swarm", ['"swarm"', "compose"]),
         ("credentials.mode", "vended", ['"vended"', "'role', 'file'"]),
         ("resources.memory", "lots", ['"lots"', '"2g"']),
-        ("retries", {"count": 1}, ["retries", "not in this release"]),
+        ("retries.count", -1, ["retries.count", "-1"]),
+        ("retries.delay", "soon", ['"soon"', '"4h"']),
+        ("late_after", "soon", ['"soon"', '"4h"']),
         ("budgets", [{"name": "openalex"}], ["budgets", "not in this release"]),
         ("keep_images", 0, ["keep_images"]),
     ],
