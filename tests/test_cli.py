@@ -102,11 +102,35 @@ def test_a_run_that_is_not_there_lists_the_newest(ran: Path, capsys: pytest.Capt
 def test_a_damaged_ledger_is_named_with_what_to_do(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths.LEDGER.parent.mkdir(parents=True, exist_ok=True)
     paths.LEDGER.write_bytes(b"this is no database" * 100)
-    assert main(["history"]) == 73
+    assert main(["history"]) == 0
+    (aside,) = paths.LEDGER.parent.glob("ledger.sqlite3.damaged-*")
+    assert f"is kept as {aside}; 0 runs were recovered" in capsys.readouterr().err
+    assert aside.read_bytes().startswith(b"this is no database")
+    assert main(["history"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_runs_of_a_damaged_ledger_are_recovered(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime(2026, 11, 23, 3, tzinfo=UTC)
+    for number in range(2000):
+        run = f"01J{number:023}"
+        ledger.claim(run, "arxlive", "manual", date(2026, 11, 23), None, now)
+        ledger.settle(run, "succeeded", exit_code=0)
+    ledger.close()
+    data = bytearray(paths.LEDGER.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = b"\xff" * 4096
+    paths.LEDGER.write_bytes(data)
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.containers", lambda _self: [])
+    assert main(["reconcile", "--no-wait"]) == 0
     told = capsys.readouterr().err
-    assert str(paths.LEDGER) in told
-    assert "set it aside" in told
-    assert paths.LEDGER.read_bytes().startswith(b"this is no database")
+    assert "runs were recovered" in told
+    fresh = Ledger(paths.LEDGER)
+    recovered = len(fresh.history("arxlive", 5000))
+    fresh.close()
+    assert 1900 <= recovered < 2000
 
 
 def test_a_spool_is_closed_once_and_one_that_was_cut_off_is_closed_as_it_is(ran: Path) -> None:

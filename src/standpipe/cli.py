@@ -19,6 +19,7 @@ from standpipe.errors import (
     STOPPED,
     ConfigurationError,
     InternalError,
+    LedgerDamaged,
     NotWritable,
     StandpipeError,
     UsageError,
@@ -26,6 +27,7 @@ from standpipe.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from standpipe.engines import Line
     from standpipe.ledger import Ledger
@@ -165,7 +167,22 @@ def open_ledger() -> Ledger:
 
     if os.geteuid() != 0 and "STANDPIPE_ROOT" not in os.environ:
         raise NotWritable(f"{paths.LEDGER} is root's alone: use sudo, or ansible with --become")
-    return Ledger(paths.LEDGER)
+    try:
+        return Ledger(paths.LEDGER)
+    except LedgerDamaged:
+        return recovered(paths.LEDGER)
+
+
+def recovered(path: Path) -> Ledger:
+    """Set a damaged ledger aside, tell of it, and open the new one."""
+    from standpipe import ledger
+
+    aside, count = ledger.recover(path, datetime.now(UTC))
+    if aside != path:
+        told = f"the ledger was damaged: it is kept as {aside}; {count} runs were recovered from it"
+        note(told)
+        print(f"standpipe: {told}", file=sys.stderr)
+    return ledger.Ledger(path)
 
 
 def call_run(arguments: argparse.Namespace) -> int:
@@ -443,6 +460,9 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     from standpipe.engines.compose import ComposeEngine
 
     ledger = open_ledger()
+    if not ledger.is_well():
+        ledger.close()
+        ledger = recovered(paths.LEDGER)
     if arguments.forget:
         if arguments.forget in configuration.names():
             raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")

@@ -50,6 +50,10 @@ class NotWritable(StandpipeError):
     exit_code = 73
 
 
+class LedgerDamaged(NotWritable):
+    """The ledger's file is no database any more, or one with faults."""
+
+
 class AlreadyRunning(StandpipeError):
     """Another run, or a container started by hand, holds the pipeline."""
 

@@ -6,14 +6,15 @@ step (`synchronous=FULL`). A slot has one row, and ends in one outcome.
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from standpipe.errors import NotWritable
+from standpipe.errors import LedgerDamaged, NotWritable
 from standpipe.pipeline import Pipeline, Schedule
 
 # Each is applied once, in one transaction, in this order; PRAGMA user_version counts them.
@@ -118,6 +119,15 @@ class SlotRecorded(Exception):
 def timestamp(instant: datetime) -> str:
     """Write an aware instant as RFC 3339 in UTC, to the microsecond."""
     return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def readable(path: Path, table: str) -> Iterator[sqlite3.Row]:
+    """Yield the rows of a table of a damaged file, in both directions from where the damage is."""
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            key = "pipeline" if table == "slots" else "rowid"
+            yield from connection.execute(f"SELECT * FROM {table} ORDER BY {key} {order}")  # noqa: S608
 
 
 class Ledger:
@@ -472,6 +482,30 @@ class Ledger:
         )
         return Run(**rows[0]) if rows else None
 
+    def take_over(self, other: Path) -> int:
+        """Copy what can be read of another ledger, row by row; return how many runs that was."""
+        with self._transaction() as db:
+            for table in ("pipelines", "runs", "slots"):
+                for row in readable(other, table):
+                    columns = [column for column in row.keys() if column in self._columns(table)]  # noqa: SIM118
+                    marks = ", ".join("?" * len(columns))
+                    with suppress(sqlite3.IntegrityError):  # the damage reaches into this row
+                        db.execute(
+                            f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
+                            [row[column] for column in columns],
+                        )
+            return int(db.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+    def _columns(self, table: str) -> set[str]:
+        return {row["name"] for row in self._select(f"PRAGMA table_info({table})")}
+
+    def is_well(self) -> bool:
+        """Say whether SQLite finds no fault in the file."""
+        try:
+            return self.check() == "ok"
+        except LedgerDamaged:
+            return False
+
     def check(self) -> str:
         """Return SQLite's own word on the file: "ok", or what is damaged."""
         return str(self._select("PRAGMA quick_check(1)")[0][0])
@@ -486,7 +520,28 @@ class Ledger:
 def unwritable(path: Path, error: Exception) -> NotWritable:
     """Say what is wrong with a ledger, and what to do."""
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-        remedy = "set it aside (mv), and restore a backup or let standpipe begin a new one"
-    else:
-        remedy = "check the disk (df), and that this is root"
-    return NotWritable(f"the ledger {path} cannot be used ({error}): {remedy}")
+        return LedgerDamaged(
+            f"the ledger {path} is damaged ({error}): standpipe reconcile sets it aside and recovers it"
+        )
+    return NotWritable(f"the ledger {path} cannot be used ({error}): check the disk (df), and that this is root")
+
+
+def recover(path: Path, now: datetime) -> tuple[Path, int]:
+    """Set a damaged ledger aside, under a name of its own, and begin a new one with every run that can be read.
+
+    Returns where the damaged one is now, and how many runs were recovered. Another process that finds
+    the same damage meanwhile waits, and finds a ledger that is well.
+    """
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(NotWritable), closing(Ledger(path)) as found:
+            if found.is_well():
+                return path, 0
+        aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%SZ}")
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        fresh = Ledger(path)
+        count = fresh.take_over(aside)
+        fresh.close()
+    return aside, count
