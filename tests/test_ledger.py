@@ -60,7 +60,7 @@ def test_a_damaged_ledger_is_told_with_its_name_and_not_overwritten(host: Path) 
     path = host / "ledger.sqlite3"
     path.write_bytes(b"this is no database, and longer than a header of one hundred bytes " * 4)
     before = path.read_bytes()
-    with pytest.raises(NotWritable, match=r"ledger\.sqlite3 cannot be used .* set it aside"):
+    with pytest.raises(NotWritable, match=r"ledger\.sqlite3 is damaged .* sets it aside"):
         Ledger(path)
     assert path.read_bytes() == before
 

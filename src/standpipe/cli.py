@@ -173,6 +173,21 @@ def open_ledger() -> Ledger:
         return recovered(paths.LEDGER)
 
 
+def settled_ledger() -> Ledger:
+    """Open the ledger for a look, with what dead runners left settled as far as that takes no waiting."""
+    from contextlib import suppress
+
+    from standpipe import runner
+
+    ledger = open_ledger()
+    if any(not runner.has_living_runner(run.id) for run in ledger.unfinished()):
+        from standpipe.engines.compose import ComposeEngine
+
+        with suppress(StandpipeError):  # what cannot be settled now is shown as it stands
+            runner.settle_the_dead(ledger, ComposeEngine(), None)
+    return ledger
+
+
 def recovered(path: Path) -> Ledger:
     """Set a damaged ledger aside, tell of it, and open the new one."""
     from standpipe import ledger
@@ -364,7 +379,7 @@ def call_status(arguments: argparse.Namespace) -> int:
     """Show what runs, what ran last, what is next."""
     from standpipe import configuration, report
 
-    ledger, now = open_ledger(), datetime.now(UTC)
+    ledger, now = settled_ledger(), datetime.now(UTC)
     if arguments.name:
         require_known(ledger, arguments.name)
     declared = configuration.names()
@@ -384,7 +399,7 @@ def call_history(arguments: argparse.Namespace) -> int:
     """Show runs, newest first."""
     from standpipe import report
 
-    ledger = open_ledger()
+    ledger = settled_ledger()
     runs = ledger.history(arguments.name, arguments.limit)
     if arguments.name and not runs:
         require_known(ledger, arguments.name)
@@ -407,7 +422,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
     from standpipe import paths
     from standpipe.logs import spool
 
-    ledger = open_ledger()
+    ledger = settled_ledger()
     runs = [run.id for run in ledger.logged(arguments.name, 10)]
     if not runs:
         require_known(ledger, arguments.name)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from types import FrameType
@@ -375,6 +376,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
         conclude(ledger, run_id, name, "interrupted", reason="engine")
+    elif was_killed_by_a_reboot(container, boot_time()):
+        conclude(ledger, run_id, name, "interrupted", reason="host_down", started_at=container.started_at)
     elif container.started_at is None or container.exit_code is None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
@@ -390,6 +393,20 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             ended_at=container.ended_at,
         )
     note_holder(name, "")
+
+
+def boot_time() -> datetime:
+    """Return when this host came up: when its first process started (proc(5): /proc/stat, /proc/PID/stat)."""
+    since_boot = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    machine = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    return datetime.fromtimestamp(int(machine.split()[1]) + since_boot, UTC)
+
+
+def was_killed_by_a_reboot(container: Container, booted: datetime) -> bool:
+    """Say whether a container ran when the host went down: Docker then gives it an end after the boot."""
+    if container.started_at is None or container.ended_at is None:
+        return False
+    return instant(container.started_at) < booted <= instant(container.ended_at) + timedelta(seconds=1)
 
 
 def conclude(ledger: Ledger, run_id: str, name: str, outcome: str, **known: Any) -> None:
