@@ -119,6 +119,12 @@ def test_a_run_that_goes_well_exits_0(pipeline: Path) -> None:
     assert (code, (pipeline / "root").read_text()) == (0, "done"), output
 
 
+def test_a_question_for_help_is_answered_with_exit_0(pipeline: Path) -> None:
+    code, output = run(pipeline, "--help")
+    assert code == 0, output
+    assert "usage: luigi" in output
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
