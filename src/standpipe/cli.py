@@ -175,12 +175,11 @@ def open_ledger() -> Ledger:
 
 def settled_ledger() -> Ledger:
     """Open the ledger for a look, with what dead runners left settled as far as that takes no waiting."""
-    from contextlib import suppress
-
-    from standpipe import runner
-
     ledger = open_ledger()
-    if any(not runner.has_living_runner(run.id) for run in ledger.unfinished()):
+    if ledger.unfinished():
+        from contextlib import suppress
+
+        from standpipe import runner
         from standpipe.engines.compose import ComposeEngine
 
         with suppress(StandpipeError):  # what cannot be settled now is shown as it stands

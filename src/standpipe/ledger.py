@@ -13,9 +13,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from standpipe.errors import LedgerDamaged, NotWritable
-from standpipe.pipeline import Pipeline, Schedule
+
+if TYPE_CHECKING:
+    from standpipe.pipeline import Pipeline, Schedule
 
 # Each is applied once, in one transaction, in this order; PRAGMA user_version counts them.
 MIGRATIONS = (
@@ -187,6 +190,8 @@ class Ledger:
 
     def register(self, pipeline: Pipeline, now: datetime) -> None:
         """Note a pipeline from its first sight on; other slots than before exist from `now` on."""
+        from standpipe.pipeline import Schedule  # to read history needs no model
+
         with self._transaction() as db:
             row = db.execute("SELECT * FROM pipelines WHERE name = ?", (pipeline.name,)).fetchone()
             before = Schedule.model_validate_json(row["schedule"]) if row and row["schedule"] else None
@@ -213,6 +218,8 @@ class Ledger:
 
     def registered(self, name: str | None = None) -> list[Registered]:
         """Return the pipelines that this host knows or has known, by name; or the one of that name."""
+        from standpipe.pipeline import Schedule
+
         rows = self._select("SELECT * FROM pipelines WHERE ?1 IS NULL OR name = ?1 ORDER BY name", name)
         return [
             Registered(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from standpipe import slots
 from standpipe.ledger import Ledger, Registered, Run, timestamp
 
 SCHEMA = 1
@@ -58,6 +57,8 @@ def history(runs: list[Run], of_one: bool = False) -> str:
 
 def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -> dict[str, Any]:
     """Return what a pipeline does, did last, and does next (`count` slots)."""
+    from standpipe import slots
+
     last = ledger.last(pipeline.name)
     running = next((run for run in ledger.unfinished() if run.pipeline == pipeline.name), None)
     upcoming = slots.upcoming(pipeline.schedule, now, count) if pipeline.schedule else []
@@ -72,6 +73,8 @@ def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -
 
 def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
     """Return a table: each pipeline, what it does now, its last run, and its next slot."""
+    from standpipe import slots
+
     rows: list[tuple[str, ...]] = [("PIPELINE", "LAST", "EXIT", "TOOK", "COMMIT", "ENDED", "NEXT (UTC)")]
     running = {run.pipeline: run for run in ledger.unfinished()}
     for pipeline in known:
@@ -94,6 +97,8 @@ def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
 
 def next_slots(pipeline: Registered, now: datetime, count: int) -> str:
     """Return the next slots of a pipeline, in UTC and in the schedule's own zone, one a line."""
+    from standpipe import slots
+
     if pipeline.schedule is None:
         return f"{pipeline.name} runs by hand only"
     zone = pipeline.schedule.timezone
