@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
+from standpipe import paths
 from standpipe.errors import NotWritable
 from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded
 
@@ -71,3 +73,20 @@ def test_forgetting_removes_one_pipeline_alone(ledger: Ledger) -> None:
         ledger.settle(name, "succeeded", exit_code=0)
     ledger.forget("arxlive")
     assert [run.pipeline for run in ledger.history(None, 10)] == ["other"]
+
+
+def test_a_ledger_of_the_first_release_is_brought_forward_with_its_runs(host: Path) -> None:
+    path = paths.LEDGER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        for statement in MIGRATIONS[0].split(";"):
+            old.execute(statement)
+        old.execute("PRAGMA user_version = 1")
+        old.execute(
+            "INSERT INTO runs (id, pipeline, trigger, date, state, outcome, exit_code, claimed_at) VALUES"
+            " ('01J', 'arxlive', 'manual', '2026-11-23', 'settled', 'succeeded', 0, '2026-11-23T03:00:00.000000Z')"
+        )
+    ledger = Ledger(path)
+    (run,) = ledger.history("arxlive", 5)
+    assert (run.id, run.outcome, run.attempt, run.notice) == ("01J", "succeeded", 1, None)
+    ledger.close()
