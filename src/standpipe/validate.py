@@ -39,7 +39,8 @@ def validate(document: dict[str, Any], have_credentials: list[str] | None = None
     if declaration and have_credentials is not None:
         found += [
             f"pipeline '{pipeline.name}': credentials.mode: \"file\" has no keys. "
-            f"Add aws_credentials_keys.{pipeline.name} (access_key_id and secret_access_key) to the vault file of group_vars (ansible-vault edit), "
+            f"Add aws_credentials_keys.{pipeline.name} (access_key_id and secret_access_key) "
+            "to the vault file of group_vars (ansible-vault edit), "
             "or choose mode: role"
             for pipeline in declaration.pipelines
             if pipeline.state == "present"
