@@ -73,6 +73,9 @@ class ProcessEngine:
         named = [run for run, one in self.made.items() if one.name == f"standpipe-{pipeline}"]
         return self.find(pipeline, named[0]) if named else None
 
+    def sharing_lock(self, pipeline: str) -> list[Container]:
+        return []  # no process of these mounts anything
+
     def log(self, container: str) -> Iterator[Line]:
         log = Path(os.environ["STANDPIPE_TEST_LOGS"]) / container
         breaks, self.break_after = self.break_after, None

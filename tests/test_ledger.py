@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from standpipe import paths
 from standpipe.errors import NotWritable
-from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded
+from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded, clock_went_back
 
 NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 DAY = date(2026, 11, 23)
@@ -56,6 +59,87 @@ def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(ledger: Ledger) -
     db.close()
     with pytest.raises(NotWritable, match="newer standpipe"):
         Ledger(ledger.path)
+
+
+def test_a_run_under_way_goes_on_when_a_newer_version_has_brought_the_ledger_forward(ledger: Ledger) -> None:
+    ledger.claim("A", "arxlive", "manual", DAY, None, NOW)
+    with closing(sqlite3.connect(ledger.path)) as newer:
+        newer.execute("ALTER TABLE runs ADD COLUMN colour TEXT")
+        newer.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+        newer.commit()
+    ledger.started("A", "container", None, None, "image")
+    with closing(ledger.again()) as beside:
+        beside.ending("A", "timed_out")
+    ledger.settle("A", "timed_out", exit_code=124)
+    run = ledger.run("A")
+    assert run is not None
+    assert (run.ending, run.outcome) == ("timed_out", "timed_out")
+
+
+KILLED_IN_ITS_MIDST = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from standpipe import ledger
+
+statements = 0
+
+def count(statement):
+    global statements
+    statements += 1
+    if statements == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+real = sqlite3.connect
+
+def connect(*arguments, **options):
+    connection = real(*arguments, **options)
+    connection.set_trace_callback(count)
+    return connection
+
+sqlite3.connect = connect
+ledger.Ledger(Path(sys.argv[1])).close()
+"""
+
+
+def test_bringing_a_ledger_forward_can_be_killed_at_any_statement(host: Path) -> None:
+    killed = 0
+    while True:
+        path = host / f"ledger-{killed}.sqlite3"
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED_IN_ITS_MIDST, path, str(killed + 1)], check=False
+        ).returncode
+        with closing(Ledger(path)) as after:
+            assert after.is_well()
+            after.claim("A", "arxlive", "manual", DAY, None, NOW)
+            assert [run.id for run in after.unfinished()] == ["A"]
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+        killed += 1
+    assert killed > sum(migration.count(";") for migration in MIGRATIONS)
+
+
+def test_what_is_old_is_forgotten_but_for_the_newest_slot_and_what_is_still_to_be_told(ledger: Ledger) -> None:
+    days = [NOW + timedelta(days=number) for number in range(5)]
+    for number, slot in enumerate(days):
+        ledger.claim(f"R{number}", "arxlive", "scheduled", slot.date(), slot, slot)
+        ledger.settle(f"R{number}", "failed", notice="failed" if number == 1 else None)
+    ledger.claim("by hand", "arxlive", "manual", DAY, None, NOW)
+    ledger.settle("by hand", "stopped")
+
+    assert ledger.prune(NOW - timedelta(days=1)) == 0
+    assert ledger.prune(NOW + timedelta(days=3)) == 3
+    assert [run.id for run in ledger.history(None, 10)] == ["R4", "R3", "R1"]
+    assert ledger.prune(NOW + timedelta(days=300)) == 1
+    assert [run.id for run in ledger.history(None, 10)] == ["R4", "R1"]
+    assert ledger.recorded("arxlive", NOW - timedelta(days=1), days[-1]) == {days[1], days[-1]}
+
+
+def test_a_clock_behind_the_newest_record_is_told(ledger: Ledger) -> None:
+    assert clock_went_back(ledger, NOW) is None
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    assert clock_went_back(ledger, NOW - timedelta(seconds=2)) is None
+    assert "2026-11-20T03:00:00" in str(clock_went_back(ledger, NOW - timedelta(days=3)))
 
 
 def test_a_damaged_ledger_is_told_with_its_name_and_not_overwritten(host: Path) -> None:

@@ -82,9 +82,9 @@ def shown(todo: list[datetime], name: str) -> Iterator[datetime]:
 def wait_until_free(ledger: Ledger, engine: Engine, name: str, say: Callable[[str], None]) -> None:
     """Wait until no other run holds the pipeline; one without its runner is followed to its end."""
     told = None
-    while held_by := next((run.id for run in ledger.unfinished() if run.pipeline == name), None):
-        if told != held_by:
-            say(f"{name}: waiting for run {held_by}")
-            told = held_by
+    while held_by := ledger.running(name):
+        if told != held_by.id:
+            say(f"{name}: waiting for run {held_by.id}")
+            told = held_by.id
         runner.settle_the_dead(ledger, engine, name, say, wait=True)
         time.sleep(2)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from ulid import ULID
 
@@ -64,19 +65,32 @@ def catch_up(
             known = runner.register(ledger, name, pipeline, now)
             work = record_and_list(ledger, known, down_since, now) if known else []
             note_late(ledger, pipeline, known, now)
-            abandoned = any(run.pipeline == name for run in ledger.unfinished() if not runner.has_living_runner(run.id))
+            going = ledger.running(name)
+            abandoned = going is not None and not runner.has_living_runner(going.id)
         except StandpipeError as error:
             say(f"{name}: {error}")
             failures += 1
             continue
         if work or abandoned:
-            children[in_a_child(ledger, engine, name, work, listen, say)] = name
+            job = partial(work_through, ledger, engine, name, work, listen, say)
+            children[in_a_child(name, job, say)] = name
     for child, name in children.items():
         _pid, status = os.waitpid(child, 0)
         if status:
             say(f"{name}: its catching up ended with exit code {os.waitstatus_to_exitcode(status)}")
             failures += 1
     return failures
+
+
+def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
+    """Forget runs that have been on record for as long as the host's settings say."""
+    try:
+        keep = timedelta(days=configuration.settings().history_days)
+    except StandpipeError as error:
+        say(str(error))
+        return
+    if count := ledger.prune(now - keep):
+        say(f"{count} runs were on record for more than {keep.days} days, and are no longer")
 
 
 def record_and_list(
@@ -115,22 +129,14 @@ def note_late(ledger: Ledger, pipeline: Pipeline | None, known: Registered | Non
         ledger.note_late(known.name, newest)
 
 
-def in_a_child(
-    ledger: Ledger,
-    engine: Engine,
-    name: str,
-    work: list[tuple[datetime, str]],
-    listen: Callable[[Line], None],
-    say: Callable[[str], None],
-) -> int:
+def in_a_child(name: str, job: Callable[[], None], say: Callable[[str], None]) -> int:
     """Do one pipeline's work in a process of its own, as a run may take hours; return its id."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        own = Ledger(ledger.path)  # SQLite's connections do not outlive a fork
-        work_through(own, engine, name, work, listen, say)
+        job()
         code = 0
     except StandpipeError as error:
         say(f"{name}: {error}")
@@ -150,9 +156,10 @@ def work_through(
     say: Callable[[str], None],
 ) -> None:
     """Settle what a dead runner left, following it to its end; then try the slots, oldest first."""
+    ledger = ledger.again()
     runner.settle_the_dead(ledger, engine, name, say, wait=True)
     for slot, trigger in work:
-        if any(run.pipeline == name for run in ledger.unfinished()):
+        if ledger.running(name):
             return  # the next catch-up comes back to it
         pipeline, damage = runner.load(name, scheduled=True)
         schedule = pipeline.schedule if pipeline else None

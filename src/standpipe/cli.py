@@ -212,6 +212,7 @@ def call_run(arguments: argparse.Namespace) -> int:
             tell(f"standpipe: {message}", sys.stderr)
 
     ledger = open_ledger()
+    warn_of_the_clock(ledger, say)
     listen = quiet if arguments.scheduled else Viewer()
     try:
         run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen, say)
@@ -229,6 +230,15 @@ def call_run(arguments: argparse.Namespace) -> int:
     code = runner.exit_code_of(run)
     say(f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {code}, {report.took(run) or 'never started'}")
     return code
+
+
+def warn_of_the_clock(ledger: Ledger, say: Callable[[str], None]) -> None:
+    """Tell of a clock that has gone back behind the newest record."""
+    from standpipe.ledger import clock_went_back
+
+    told = clock_went_back(ledger, datetime.now(UTC))
+    if told:
+        say(told)
 
 
 def pass_on(ledger: Ledger, ping: bool = False) -> None:
@@ -300,8 +310,10 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
         print(message, flush=True)
 
     ledger = open_ledger()
+    warn_of_the_clock(ledger, say)
     try:
         failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
+        catch_up.forget_the_old(ledger, say, datetime.now(UTC))
     finally:
         pass_on(ledger, ping=True)
     return InternalError.exit_code if failures else 0

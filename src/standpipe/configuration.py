@@ -1,13 +1,26 @@
-"""The pipelines of this host, as the roles wrote them."""
+"""The pipelines and the settings of this host, as the roles wrote them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from standpipe import paths
 from standpipe.errors import ConfigurationError, UsageError
 from standpipe.pipeline import Pipeline, problems
+
+REMEDY = "run site.yml on this host, which writes it anew"
+
+
+class Settings(BaseModel):
+    """What holds for the whole host."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    history_days: int = Field(1830, ge=1)  # for how long a run stays on record
 
 
 def names() -> list[str]:
@@ -24,13 +37,27 @@ def load(name: str) -> Pipeline:
     if name not in names():
         known = ", ".join(names()) or "none; run site.yml on it"
         raise UsageError(f"this host knows no pipeline {name!r}. It knows: {known}")
-    remedy = "run site.yml on this host, which writes it anew"
     try:
-        document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # safe
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is damaged: {remedy} ({error})") from None
-    try:
-        return Pipeline.model_validate(document)
+        return Pipeline.model_validate(read(path))
     except ValidationError as error:
         told = "; ".join(problems(error, {}))
-        raise ConfigurationError(f"{path} is damaged: {remedy} ({told})") from None
+        raise ConfigurationError(f"{path} is damaged: {REMEDY} ({told})") from None
+
+
+def settings() -> Settings:
+    """Read the host's settings, or the defaults. Raises ConfigurationError where they are damaged."""
+    if not paths.SETTINGS.exists():
+        return Settings()
+    try:
+        return Settings.model_validate(read(paths.SETTINGS) or {})
+    except ValidationError as error:
+        told = "; ".join(f"{finding['loc'][0]}: {finding['msg']}" for finding in error.errors())
+        raise ConfigurationError(f"{paths.SETTINGS} is damaged: {REMEDY} ({told})") from None
+
+
+def read(path: Path) -> Any:
+    """Read a file of the roles' making."""
+    try:
+        return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # safe
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} is damaged: {REMEDY} ({error})") from None

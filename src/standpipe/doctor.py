@@ -6,12 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from standpipe import configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
-from standpipe.ledger import Ledger
+from standpipe.ledger import Ledger, clock_went_back
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
 
@@ -32,6 +33,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     """Look at everything in turn."""
     yield look_at_engine(engine)
     yield look_at_ledger()
+    yield from look_at_clock()
     yield from look_at_disks()
     yield from look_at_services()
     for name in configuration.names():
@@ -55,8 +57,18 @@ def look_at_ledger() -> Finding:
     except StandpipeError as error:
         return Finding("ledger", "cannot be used", str(error), error.exit_code)
     if verdict != "ok":
-        return Finding("ledger", verdict, f"set {paths.LEDGER} aside and restore a backup", 73)
+        return Finding("ledger", verdict, "standpipe reconcile, which sets it aside and recovers its runs", 73)
     return Finding("ledger", f"{paths.LEDGER}: ok")
+
+
+def look_at_clock() -> Iterator[Finding]:
+    """See that the clock is not behind the newest record."""
+    try:
+        told = clock_went_back(Ledger(paths.LEDGER), datetime.now(UTC))
+    except StandpipeError:
+        return  # told already, of the ledger
+    if told:
+        yield Finding("clock", told, "timedatectl; then standpipe catch-up")
 
 
 def look_at_disks() -> Iterator[Finding]:

@@ -10,8 +10,8 @@ import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,9 @@ MIGRATIONS = (
 )
 
 
+CLOCKS_DIFFER_BY = timedelta(minutes=1)  # what keeping time may correct without a word
+
+
 @dataclass(frozen=True)
 class Run:
     """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished.
@@ -103,6 +106,11 @@ class Run:
     detail: str | None
     notice: str | None
 
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Run:
+        """Read a row; a newer standpipe, installed while this one is at work, may have given it more columns."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -124,19 +132,24 @@ def timestamp(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def instant(text: str) -> datetime:
+    """Read a timestamp of the ledger's or of an engine's (to the nanosecond)."""
+    return datetime.fromisoformat(text.rstrip("Z")[:26]).replace(tzinfo=UTC)
+
+
 def readable(path: Path, table: str) -> Iterator[sqlite3.Row]:
     """Yield the rows of a table of a damaged file, in both directions from where the damage is."""
     for order in ("ASC", "DESC"):
         with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             key = "pipeline" if table == "slots" else "rowid"
-            yield from connection.execute(f"SELECT * FROM {table} ORDER BY {key} {order}")  # noqa: S608
+            yield from connection.execute(f"SELECT * FROM {table} ORDER BY {key} {order}")  # noqa: S608  # names of ours
 
 
 class Ledger:
     """The ledger's file, open. Every method is one transaction."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrate: bool = True) -> None:
         """Open the ledger, make it where there is none, and bring it to this version's tables."""
         self.path = path
         try:
@@ -145,13 +158,21 @@ class Ledger:
             path.chmod(0o600)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._migrate()
+            if migrate:
+                self._migrate()
         except (sqlite3.Error, OSError) as error:
             raise unwritable(path, error) from error
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def again(self) -> Ledger:
+        """Open the same file for another thread or process: SQLite's connections stay with who made them.
+
+        A newer standpipe that was installed meanwhile may have brought the file forward: tables only grow.
+        """
+        return Ledger(self.path, migrate=False)
 
     def _migrate(self) -> None:
         if self._version() == len(MIGRATIONS):
@@ -283,19 +304,17 @@ class Ledger:
                     " ON CONFLICT (pipeline, slot) DO UPDATE SET run = excluded.run, retry_at = NULL",
                     (pipeline, timestamp(slot), run),
                 )
-        return Run(**row) if row else None
+        return Run.of(row) if row else None
 
-    def miss(self, missed: list[tuple[str, datetime, date, str, str | None]], pipeline: str, now: datetime) -> int:
+    def miss(self, missed: list[tuple[str, datetime, date, str, str | None]], pipeline: str, now: datetime) -> None:
         """Record slots as missed: each with the id of its record, its instant, date, reason and detail.
 
-        A slot that has its record by now keeps it. Returns how many had none.
+        A slot that has its record by now keeps it.
         """
         with self._transaction() as db:
-            count = 0
             for run, slot, day, reason, detail in missed:
                 if self.has_slot(pipeline, slot):
                     continue
-                count += 1
                 db.execute(
                     "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail,"
                     " notice) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?, ?)",
@@ -305,7 +324,6 @@ class Ledger:
                     ),
                 )
                 db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
-        return count
 
     def complete(self, pipeline: str, until: datetime) -> None:
         """Note that every slot until then has its record."""
@@ -336,14 +354,12 @@ class Ledger:
 
     def at(self, pipeline: str, instant: datetime) -> Run | None:
         """Return the run that held a pipeline at an instant."""
-        rows = self._select(
-            "SELECT * FROM runs WHERE pipeline = ? AND claimed_at <= ? AND (state <> 'settled' OR ended_at > ?)"
+        return self._run(
+            "SELECT * FROM runs WHERE pipeline = ?1 AND claimed_at <= ?2 AND (state <> 'settled' OR ended_at > ?2)"
             " AND outcome IS NOT 'skipped' ORDER BY id DESC LIMIT 1",
             pipeline,
             timestamp(instant),
-            timestamp(instant),
         )
-        return Run(**rows[0]) if rows else None
 
     def succeeded(self, pipeline: str, slot: datetime) -> bool:
         """Say whether a run of a slot has succeeded, whoever started it."""
@@ -357,7 +373,7 @@ class Ledger:
 
     def notices(self) -> list[Run]:
         """Return the runs of which somebody is still to be told, oldest first, those of a pipeline together."""
-        return [Run(**row) for row in self._select("SELECT * FROM runs WHERE notice IS NOT NULL ORDER BY pipeline, id")]
+        return self._runs("SELECT * FROM runs WHERE notice IS NOT NULL ORDER BY pipeline, id")
 
     def told(self, runs: list[str]) -> None:
         """Note that somebody was told of runs."""
@@ -393,13 +409,12 @@ class Ledger:
 
     def newest(self, pipeline: str, outcome: str | None = None) -> Run | None:
         """Return the newest run of a pipeline that ended in its container; or the newest of an outcome."""
-        rows = self._select(
+        return self._run(
             "SELECT * FROM runs WHERE pipeline = ?1 AND (outcome = ?2 OR (?2 IS NULL AND ended_at IS NOT NULL))"
             " ORDER BY id DESC LIMIT 1",
             pipeline,
             outcome,
         )
-        return Run(**rows[0]) if rows else None
 
     def watched(self, now: datetime) -> datetime | None:
         """Note that this host is being watched now; return when it was last."""
@@ -460,51 +475,74 @@ class Ledger:
 
     def run(self, run: str) -> Run | None:
         """Return one run."""
-        rows = self._select("SELECT * FROM runs WHERE id = ?", run)
-        return Run(**rows[0]) if rows else None
+        return self._run("SELECT * FROM runs WHERE id = ?", run)
+
+    def running(self, pipeline: str) -> Run | None:
+        """Return the run of a pipeline that is not settled; there is one at most."""
+        return self._run("SELECT * FROM runs WHERE pipeline = ? AND state <> 'settled'", pipeline)
 
     def unfinished(self) -> list[Run]:
-        """Return the runs that are not settled."""
-        return [Run(**row) for row in self._select("SELECT * FROM runs WHERE state <> 'settled' ORDER BY id")]
+        """Return the runs that are not settled, oldest first."""
+        # +id: sorted after they are found by their own small index, not found by going through all by id.
+        return self._runs("SELECT * FROM runs WHERE state <> 'settled' ORDER BY +id")
 
     def history(self, pipeline: str | None, limit: int) -> list[Run]:
         """Return the newest `limit` runs, newest first."""
         if pipeline is None:
-            rows = self._select("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        else:
-            rows = self._select("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
-        return [Run(**row) for row in rows]
+            return self._runs("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
+        return self._runs("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
 
     def logged(self, pipeline: str, limit: int) -> list[Run]:
         """Return the newest `limit` runs that had a container, newest first."""
-        rows = self._select(
+        return self._runs(
             "SELECT * FROM runs WHERE pipeline = ? AND container IS NOT NULL ORDER BY id DESC LIMIT ?", pipeline, limit
         )
-        return [Run(**row) for row in rows]
 
     def last(self, pipeline: str) -> Run | None:
-        """Return the newest run of a pipeline that is settled."""
-        rows = self._select(
-            "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled' ORDER BY id DESC LIMIT 1", pipeline
+        """Return the newest run of a pipeline that is settled; an attempt that was refused and had no slot is none."""
+        return self._run(
+            "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled'"
+            " AND (outcome <> 'skipped' OR trigger = 'scheduled') ORDER BY id DESC LIMIT 1",
+            pipeline,
         )
-        return Run(**rows[0]) if rows else None
+
+    def newest_instant(self) -> datetime | None:
+        """Return the latest instant at which a run was claimed, by this host's clock at that time."""
+        newest = self._run("SELECT * FROM runs ORDER BY id DESC LIMIT 1")
+        return instant(newest.claimed_at) if newest else None
+
+    def prune(self, before: datetime) -> int:
+        """Forget the settled runs claimed before an instant, of which nobody is still to be told; return how many.
+
+        Their slots go with them, but for each pipeline's newest: none before that is ever looked for again.
+        """
+        old = "state = 'settled' AND notice IS NULL AND claimed_at < ?"
+        newest = "(SELECT pipeline, max(slot) FROM slots GROUP BY pipeline)"
+        with self._transaction() as db:
+            db.execute(
+                f"DELETE FROM slots WHERE retry_at IS NULL AND (pipeline, slot) NOT IN {newest}"  # noqa: S608  # texts of ours
+                f" AND run IN (SELECT id FROM runs WHERE {old})",
+                (timestamp(before),),
+            )
+            return db.execute(
+                f"DELETE FROM runs WHERE {old} AND id NOT IN (SELECT run FROM slots)",  # noqa: S608  # a text of ours
+                (timestamp(before),),
+            ).rowcount
 
     def take_over(self, other: Path) -> int:
         """Copy what can be read of another ledger, row by row; return how many runs that was."""
         with self._transaction() as db:
             for table in ("pipelines", "runs", "slots"):
+                known = {row["name"] for row in self._select(f"PRAGMA table_info({table})")}
                 for row in readable(other, table):
-                    columns = [column for column in row.keys() if column in self._columns(table)]  # noqa: SIM118
-                    marks = ", ".join("?" * len(columns))
+                    values = {column: row[column] for column in row.keys() if column in known}  # noqa: SIM118  # a Row's own are its values
+                    marks = ", ".join("?" * len(values))
                     with suppress(sqlite3.IntegrityError):  # the damage reaches into this row
                         db.execute(
-                            f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
-                            [row[column] for column in columns],
+                            f"INSERT OR IGNORE INTO {table} ({', '.join(values)}) VALUES ({marks})",  # noqa: S608  # names of ours
+                            tuple(values.values()),
                         )
             return int(db.execute("SELECT count(*) FROM runs").fetchone()[0])
-
-    def _columns(self, table: str) -> set[str]:
-        return {row["name"] for row in self._select(f"PRAGMA table_info({table})")}
 
     def is_well(self) -> bool:
         """Say whether SQLite finds no fault in the file."""
@@ -517,11 +555,28 @@ class Ledger:
         """Return SQLite's own word on the file: "ok", or what is damaged."""
         return str(self._select("PRAGMA quick_check(1)")[0][0])
 
+    def _run(self, statement: str, *values: object) -> Run | None:
+        return next(iter(self._runs(statement, *values)), None)
+
+    def _runs(self, statement: str, *values: object) -> list[Run]:
+        return [Run.of(row) for row in self._select(statement, *values)]
+
     def _select(self, statement: str, *values: object) -> list[sqlite3.Row]:
         try:
             return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise unwritable(self.path, error) from error
+
+
+def clock_went_back(ledger: Ledger, now: datetime) -> str | None:
+    """Say by how much this host's clock is behind the newest record, and what to do; None where it is not."""
+    newest = ledger.newest_instant()
+    if newest is None or newest - now < CLOCKS_DIFFER_BY:
+        return None
+    return (
+        f"this host's clock ({timestamp(now)}) is behind the newest record ({timestamp(newest)}): no slot that has "
+        "its record is started again, and none until then is missed; check the clock: timedatectl"
+    )
 
 
 def unwritable(path: Path, error: Exception) -> NotWritable:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from standpipe import paths
-from standpipe.ledger import Ledger
+from standpipe.ledger import Ledger, instant
 
 
 def write(ledger: Ledger) -> None:
@@ -36,8 +34,3 @@ def write(ledger: Ledger) -> None:
         if (ended := ledger.newest(known.name)) and ended.started_at and ended.ended_at:
             took.labels(known.name).set((instant(ended.ended_at) - instant(ended.started_at)).total_seconds())
     write_to_textfile(str(paths.METRICS / "standpipe.prom"), registry)
-
-
-def instant(text: str) -> datetime:
-    """Read a timestamp of the ledger's (to the nanosecond)."""
-    return datetime.fromisoformat(text.rstrip("Z")[:26] + "+00:00")

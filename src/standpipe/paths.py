@@ -9,6 +9,7 @@ ROOT = Path(os.environ.get("STANDPIPE_ROOT", "/"))
 
 PIPELINES = ROOT / "etc/standpipe/pipelines"
 CREDENTIALS = ROOT / "etc/standpipe/credentials"
+SETTINGS = ROOT / "etc/standpipe/settings.yml"
 NOTIFY = ROOT / "etc/standpipe/notify.yml"
 METRICS = ROOT / "var/lib/prometheus/node-exporter"
 CRON = ROOT / "etc/cron.d"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from standpipe.ledger import Ledger, Registered, Run, timestamp
+from standpipe.ledger import Ledger, Registered, Run, instant, timestamp
 
 SCHEMA = 1
 
@@ -60,7 +60,7 @@ def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -
     from standpipe import slots
 
     last = ledger.last(pipeline.name)
-    running = next((run for run in ledger.unfinished() if run.pipeline == pipeline.name), None)
+    running = ledger.running(pipeline.name)
     upcoming = slots.upcoming(pipeline.schedule, now, count) if pipeline.schedule else []
     return {
         "name": pipeline.name,
@@ -139,11 +139,6 @@ def duration(seconds: float, tenths: bool = True) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{whole:02}s" if minutes else f"{whole}s"
-
-
-def instant(text: str) -> datetime:
-    """Read a timestamp of the ledger's or of the engine's (nanoseconds)."""
-    return datetime.fromisoformat(text.rstrip("Z")[:26]).replace(tzinfo=UTC)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

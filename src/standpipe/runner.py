@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -33,7 +33,7 @@ from standpipe.errors import (
     InternalError,
     StandpipeError,
 )
-from standpipe.ledger import Ledger, Registered, Run, SlotRecorded
+from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
 from standpipe.logs import spool
 from standpipe.pipeline import Pipeline, luigi_arguments
 
@@ -135,14 +135,23 @@ def make_lock(name: str) -> None:
             (directory / file).chmod(mode)
 
 
-def require_free_lock(name: str) -> None:
+def require_free_lock(engine: Engine, name: str) -> None:
     """Raise AlreadyRunning where a container holds the pipeline's kernel lock: none of a run's does by now."""
     with (paths.LOCKS / name / "lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"{name} is already running: a container that was started by hand holds its lock"
-            raise AlreadyRunning(message) from None
+            who = f"{container_by_hand(engine, name)}, which was started by hand, holds its lock"
+            raise AlreadyRunning(f"{name} is already running: {who}") from None
+
+
+def container_by_hand(engine: Engine, name: str) -> str:
+    """Name the container that holds a pipeline's lock, as far as the engine tells."""
+    with suppress(EngineUnavailable):
+        for container in engine.sharing_lock(name):
+            if container.running:
+                return f"the container {container.name}"
+    return "a container"
 
 
 def note_holder(name: str, run_id: str) -> None:
@@ -224,7 +233,7 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
     name = pipeline.name
     make_lock(name)
     try:
-        require_free_lock(name)
+        require_free_lock(engine, name)
         note_holder(name, run_id)
         start_exclusively(ledger, engine, run_id, pipeline, day, life)
     except (AlreadyRunning, CannotStart) as error:
@@ -310,10 +319,9 @@ def end(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, why: st
             container = engine.find(pipeline.name, run_id)
             if container is None or not container.running:
                 return
-            with suppress(StandpipeError):  # a ledger that cannot be written must not keep the container going
-                own = Ledger(ledger.path)  # SQLite's connections stay in the thread that made them
+            # A ledger that cannot be written must not keep the container going.
+            with suppress(StandpipeError), closing(ledger.again()) as own:
                 own.ending(run_id, why)
-                own.close()
             say(f"{pipeline.name}: run {run_id} is being stopped ({why}); Luigi may finish its current task")
             engine.stop(container.id, pipeline.stop_grace)
             break
@@ -454,7 +462,7 @@ def outcome_of(container: Container, ending: str | None) -> tuple[str, str | Non
 
 def stop(ledger: Ledger, engine: Engine, name: str, who: str, say: Teller) -> Run | None:
     """Stop what runs of a pipeline, politely, and note who asked; return the settled run, or None where none ran."""
-    running = next((run for run in ledger.unfinished() if run.pipeline == name), None)
+    running = ledger.running(name)
     if running is None:
         return None
     grace = bounds(name).stop_grace
@@ -506,9 +514,8 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
         noted = ledger.run(container.run) if container.run else None
         if noted is not None and noted.outcome:
             release(ledger, engine, noted.id, noted.pipeline)
-    settle_the_dead(ledger, engine, None, say)
-    if wait:
-        settle_the_dead(ledger, engine, None, say, wait=True)
+    for patiently in sorted({False, wait}):  # first what takes no waiting
+        settle_the_dead(ledger, engine, None, say, wait=patiently)
     for pipeline in pipelines:
         for image in engine.discard_images(pipeline.name, pipeline.keep_images):
             say(f"removed the image {image}")
@@ -570,11 +577,6 @@ def bounds(name: str) -> Pipeline:
         return configuration.load(name)
     except StandpipeError:
         return Pipeline(name=name, state="absent")
-
-
-def instant(text: str) -> datetime:
-    """Read a timestamp of the ledger's or of the engine's (to the nanosecond)."""
-    return datetime.fromisoformat(text.rstrip("Z")[:26]).replace(tzinfo=UTC)
 
 
 def exit_code_of(run: Run) -> int:

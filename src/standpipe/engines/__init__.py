@@ -69,6 +69,9 @@ class Engine(Protocol):
     def holder(self, pipeline: str) -> Container | None:
         """Return the container that holds the pipeline's name, whoever started it."""
 
+    def sharing_lock(self, pipeline: str) -> list[Container]:
+        """Return the containers that have the pipeline's lock mounted, whoever started them."""
+
     def containers(self) -> list[Container]:
         """Return the containers of all runs, running or ended."""
 

@@ -144,6 +144,10 @@ class ComposeEngine:
         """Return the container of the pipeline's name, ended ones too."""
         return next(iter(self._list(name=f"^/?{container_name(pipeline)}$")), None)
 
+    def sharing_lock(self, pipeline: str) -> list[Container]:
+        """Return the containers that have the pipeline's lock mounted."""
+        return self._list(volume=str(paths.LOCKS / pipeline))
+
     def containers(self) -> list[Container]:
         """Return every container that has a run's label."""
         return self._list(label=RUN_LABEL)
@@ -165,8 +169,8 @@ class ComposeEngine:
             run=labels.get(RUN_LABEL),
             running=running,
             exit_code=None if running else int(state["ExitCode"]),
-            started_at=instant(state["StartedAt"]),
-            ended_at=instant(state["FinishedAt"]),
+            started_at=unless_never(state["StartedAt"]),
+            ended_at=unless_never(state["FinishedAt"]),
             image=seen["Image"],
             commit=labels.get(COMMIT_LABEL),
             error=state["Error"],
@@ -271,7 +275,7 @@ class ComposeEngine:
             raise unavailable(error) from None
 
 
-def instant(text: str) -> str | None:
+def unless_never(text: str) -> str | None:
     """Return the engine's timestamp, or None for the one that it has for never."""
     return None if text.startswith("0001-") else text
 
