@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -158,7 +161,9 @@ def declare(**changes: Any) -> Pipeline:
 
 def try_slot(ledger: Ledger, engine: ProcessEngine, trigger: str, slot: datetime) -> Run | None:
     pipeline, _damage = runner.load("arxlive", scheduled=True)
-    return runner.attempt(ledger, engine, "arxlive", trigger, slot, slot.date(), pipeline, nothing, nothing)
+    with runner.stop_requests() as requests:
+        day = slot.date()
+        return runner.attempt(ledger, engine, "arxlive", trigger, slot, day, pipeline, requests, nothing, nothing)
 
 
 def test_a_slot_that_failed_is_tried_again_as_often_as_is_declared(ledger: Ledger, engine: ProcessEngine) -> None:
@@ -260,6 +265,7 @@ def test_a_stop_is_on_record_with_who_asked(ledger: Ledger, engine: ProcessEngin
 
 def test_a_backfill_works_the_slots_of_a_range_once_oldest_first(ledger: Ledger, engine: ProcessEngine) -> None:
     pipeline = declare(schedule={"cron": "0 3 * * 0-4", "timezone": "America/New_York"})
+    runner.make_lock("arxlive")
     first, last = date(2026, 11, 1), date(2026, 11, 9)
     todo = backfill.open_slots(ledger, pipeline, first, last, again=False)
     assert [f"{slot:%m-%d %H:%M}" for slot in todo] == [
@@ -277,11 +283,42 @@ def test_a_backfill_works_the_slots_of_a_range_once_oldest_first(ledger: Ledger,
 
 def test_a_backfill_goes_on_after_a_failure_and_says_so_at_its_end(ledger: Ledger, engine: ProcessEngine) -> None:
     pipeline = declare(schedule={"cron": "0 3 * * *"})
+    runner.make_lock("arxlive")
     engine.program = "import os; os._exit(30)"
     todo = backfill.open_slots(ledger, pipeline, date(2026, 11, 1), date(2026, 11, 2), again=False)
     assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing) == 30
     assert len(ledger.history("arxlive", 10)) == 2
     assert ledger.retries("arxlive") == []  # it owns no slot
+
+
+def test_a_backfill_that_is_asked_to_end_between_two_runs_starts_no_other(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"})
+    runner.make_lock("arxlive")
+    monkeypatch.setattr(engine, "free", lambda _container: os.kill(os.getpid(), signal.SIGTERM))
+    todo = backfill.open_slots(ledger, pipeline, date(2026, 11, 1), date(2026, 11, 5), again=False)
+    assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing) == 130
+    assert [run.outcome for run in ledger.history("arxlive", 10)] == ["succeeded"]
+
+
+def test_a_backfill_waits_for_a_container_by_hand_without_a_record_of_each_look(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"})
+    runner.make_lock("arxlive")
+    said: list[str] = []
+    with (paths.LOCKS / "arxlive" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def hear(message: str) -> None:
+            said.append(message)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        todo = backfill.open_slots(ledger, pipeline, date(2026, 11, 1), date(2026, 11, 1), again=False)
+        assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, hear) == 0
+    assert "waiting for a container, which was started by hand" in said[0]
+    assert [run.outcome for run in ledger.history("arxlive", 10)] == ["succeeded"]
 
 
 def test_a_range_that_is_none_is_told(host: Path) -> None:

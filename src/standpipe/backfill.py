@@ -51,23 +51,25 @@ def backfill(
 ) -> int:
     """Try each slot once, oldest first; return 0, or the exit code of the first that failed.
 
-    It waits for whoever holds the pipeline, and ends where a run of it was stopped.
+    It waits for whoever holds the pipeline, and ends where it, or a run of it, was stopped.
     """
     worst = 0
-    for slot in shown(todo, name):
-        pipeline = configuration.load(name)
-        day = slots.slot_date(pipeline.schedule, slot)
-        run = None
-        while run is None:
-            wait_until_free(ledger, engine, name, say)
-            try:
-                run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, listen, say)
-            except AlreadyRunning as error:
-                say(f"{error}; waiting")
-                time.sleep(5)
-        worst = worst or runner.exit_code_of(run)
-        if run.outcome == "stopped":
-            return STOPPED
+    with runner.stop_requests() as requests:
+        for slot in shown(todo, name):
+            pipeline = configuration.load(name)
+            day = slots.slot_date(pipeline.schedule, slot)
+            run = None
+            while run is None:
+                wait_until_free(ledger, engine, name, requests, say)
+                if requests.asked:
+                    return STOPPED
+                try:
+                    run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, requests, listen, say)
+                except AlreadyRunning as error:  # somebody was quicker
+                    say(f"{error}; waiting")
+            worst = worst or runner.exit_code_of(run)
+            if requests.asked or run.outcome == "stopped":
+                return STOPPED
     return worst
 
 
@@ -79,12 +81,18 @@ def shown(todo: list[datetime], name: str) -> Iterator[datetime]:
             yield slot
 
 
-def wait_until_free(ledger: Ledger, engine: Engine, name: str, say: Callable[[str], None]) -> None:
-    """Wait until no other run holds the pipeline; one without its runner is followed to its end."""
+def wait_until_free(
+    ledger: Ledger, engine: Engine, name: str, requests: runner.Requests, say: Callable[[str], None]
+) -> None:
+    """Wait until nobody holds the pipeline, or a stop is asked; a run without its runner is followed to its end."""
     told = None
-    while held_by := ledger.running(name):
-        if told != held_by.id:
-            say(f"{name}: waiting for run {held_by.id}")
-            told = held_by.id
+    while not requests.asked:
+        running = ledger.running(name)
+        held_by = f"run {running.id}" if running else runner.holder_of_lock(engine, name)
+        if held_by is None:
+            return
+        if told != held_by:
+            say(f"{name}: waiting for {held_by}")
+            told = held_by
         runner.settle_the_dead(ledger, engine, name, say, wait=True)
         time.sleep(2)

@@ -158,17 +158,32 @@ def work_through(
     """Settle what a dead runner left, following it to its end; then try the slots, oldest first."""
     ledger = ledger.again()
     runner.settle_the_dead(ledger, engine, name, say, wait=True)
-    for slot, trigger in work:
-        if ledger.running(name):
-            return  # the next catch-up comes back to it
-        pipeline, damage = runner.load(name, scheduled=True)
-        schedule = pipeline.schedule if pipeline else None
-        within = timedelta(seconds=schedule.start_within) if schedule else timedelta()
-        if trigger == "retry" and datetime.now(UTC) > slot + within:
-            ledger.give_up(name, slot)
-            continue
-        day = slots.slot_date(schedule, slot)
-        try:
-            runner.attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, listen, say)
-        except StandpipeError as error:
-            say(f"{name}: {error}")
+    with runner.stop_requests() as requests:
+        for slot, trigger in work:
+            if requests.asked or ledger.running(name):
+                return  # the next catch-up comes back to it
+            try_slot(ledger, engine, name, slot, trigger, requests, listen, say)
+
+
+def try_slot(
+    ledger: Ledger,
+    engine: Engine,
+    name: str,
+    slot: datetime,
+    trigger: str,
+    requests: runner.Requests,
+    listen: Callable[[Line], None],
+    say: Callable[[str], None],
+) -> None:
+    """Try one slot, or give it up where it is too late to be tried again; what goes wrong is said."""
+    pipeline, damage = runner.load(name, scheduled=True)
+    schedule = pipeline.schedule if pipeline else None
+    within = timedelta(seconds=schedule.start_within) if schedule else timedelta()
+    if trigger == "retry" and datetime.now(UTC) > slot + within:
+        ledger.give_up(name, slot)
+        return
+    day = slots.slot_date(schedule, slot)
+    try:
+        runner.attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, requests, listen, say)
+    except StandpipeError as error:
+        say(f"{name}: {error}")

@@ -275,11 +275,11 @@ def call_stop(arguments: argparse.Namespace) -> int:
 
 def call_backfill(arguments: argparse.Namespace) -> int:
     """Work through a range, or list it."""
-    from standpipe import backfill, configuration
+    from standpipe import backfill, configuration, runner
     from standpipe.engines.compose import ComposeEngine
 
     ledger, pipeline = open_ledger(), configuration.load(arguments.name)
-    ledger.register(pipeline, datetime.now(UTC))
+    runner.register(ledger, arguments.name, pipeline, datetime.now(UTC))
     todo = backfill.open_slots(ledger, pipeline, arguments.first, arguments.last, arguments.again)
     if arguments.dry_run:
         for slot in todo:

@@ -39,11 +39,15 @@ from standpipe.pipeline import Pipeline, luigi_arguments
 
 Listener = Callable[[Line], None]
 Teller = Callable[[str], None]
-Requests = SimpleQueue[str]
-
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
+
+
+class Requests(SimpleQueue[str]):
+    """Why a run is to end before its time; `asked` stays true for whoever would start another one."""
+
+    asked = False
 
 
 def run(
@@ -67,7 +71,8 @@ def run(
     day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
     trigger = "scheduled" if slot else "manual"
-    return attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, listen, say)
+    with stop_requests() as requests:
+        return attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, requests, listen, say)
 
 
 def attempt(
@@ -78,15 +83,16 @@ def attempt(
     slot: datetime | None,
     day: date,
     pipeline: Pipeline | StandpipeError | None,
+    requests: Requests,
     listen: Listener,
     say: Teller,
 ) -> Run | None:
-    """Try a slot, or what somebody asked for, once: from the claim to the release.
+    """Try a slot, or what somebody asked for, once: from the claim to the release; end it early on request.
 
     Returns None where another was quicker with the slot; raises as `run` does.
     """
     run_id = str(ULID())
-    with living_runner(ledger, run_id) as life, stop_requests() as requests:
+    with living_runner(ledger, run_id) as life:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
             settle_the_dead(ledger, engine, name)
         try:
@@ -136,13 +142,19 @@ def make_lock(name: str) -> None:
 
 
 def require_free_lock(engine: Engine, name: str) -> None:
-    """Raise AlreadyRunning where a container holds the pipeline's kernel lock: none of a run's does by now."""
+    """Raise AlreadyRunning where a container that was started by hand holds the pipeline's kernel lock."""
+    if by_hand := holder_of_lock(engine, name):
+        raise AlreadyRunning(f"{name} is already running: {by_hand}")
+
+
+def holder_of_lock(engine: Engine, name: str) -> str | None:
+    """Name who holds a pipeline's kernel lock while no run of it is under way: a container that was started by hand."""
     with (paths.LOCKS / name / "lock").open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            who = f"{container_by_hand(engine, name)}, which was started by hand, holds its lock"
-            raise AlreadyRunning(f"{name} is already running: {who}") from None
+            return f"{container_by_hand(engine, name)}, which was started by hand"
+    return None
 
 
 def container_by_hand(engine: Engine, name: str) -> str:
@@ -207,9 +219,10 @@ def has_living_runner(run_id: str) -> bool:
 @contextmanager
 def stop_requests() -> Iterator[Requests]:
     """Take TERM and INT for requests to end the run; HUP is for whoever looks on, not for the run."""
-    requests: Requests = SimpleQueue()
+    requests = Requests()
 
     def ask(_signum: int, _frame: FrameType | None) -> None:
+        requests.asked = True
         requests.put("stopped")
 
     before = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
@@ -550,7 +563,7 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
         say(f"{left.pipeline}: going on with run {run_id}, whose runner died")
         ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
         if left.state != "ended":
-            with bounded(ledger, engine, run_id, container, bounds(left.pipeline), SimpleQueue(), say):
+            with bounded(ledger, engine, run_id, container, bounds(left.pipeline), Requests(), say):
                 follow(ledger, engine, run_id, left.pipeline, container, lambda _line: None, say)
         settle(ledger, engine, run_id, left.pipeline)
     elif left.state == "claimed":

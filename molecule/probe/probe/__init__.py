@@ -1,0 +1,1 @@
+"""A pipeline whose work can be watched from outside its container."""

@@ -1,0 +1,65 @@
+"""Luigi tasks that tests watch: one that takes its time, one that follows it, and one that must be alone."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import luigi
+
+DATA = Path("/data")
+
+
+class First(luigi.Task):
+    """Writes a line a second; its output is there when all of it is."""
+
+    date = luigi.DateParameter()
+    seconds = luigi.IntParameter()
+
+    def output(self) -> luigi.LocalTarget:
+        """Return the file, which Luigi puts in its place when it is closed."""
+        return luigi.LocalTarget(str(DATA / f"first-{self.date}"))
+
+    def run(self) -> None:
+        """Write it."""
+        with self.output().open("w") as file:
+            for second in range(self.seconds):
+                time.sleep(1)
+                print(second, file=file)
+
+
+class Second(luigi.Task):
+    """Follows the first."""
+
+    date = luigi.DateParameter()
+    seconds = luigi.IntParameter()
+
+    def requires(self) -> Iterator[luigi.Task]:
+        """Require the first."""
+        yield First(date=self.date, seconds=self.seconds)
+
+    def output(self) -> luigi.LocalTarget:
+        """Return its file."""
+        return luigi.LocalTarget(str(DATA / f"second-{self.date}"))
+
+    def run(self) -> None:
+        """Write it."""
+        with self.output().open("w") as file:
+            print("done", file=file)
+
+
+class Alone(luigi.Task):
+    """Writes down when it begins and when it ends: two at a time would show."""
+
+    seconds = luigi.FloatParameter()
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Work."""
+        for mark in ("begin", "end"):
+            with (DATA / "alone").open("a") as file:
+                file.write(f"{mark}\n")
+            if mark == "begin":
+                time.sleep(self.seconds)
