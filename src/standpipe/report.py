@@ -35,7 +35,10 @@ def history_as_json(runs: list[Run]) -> dict[str, Any]:
 
 
 def history(runs: list[Run], of_one: bool = False) -> str:
-    """Return a table of runs, newest first; without the pipeline's name where they are all of one."""
+    """Return a table of runs, newest first, each with what more there is to say of it below it.
+
+    Without the pipeline's name where they are all of one.
+    """
     if not runs:
         return "no runs yet"
     header = ("RUN", "PIPELINE", "DATE", "OUTCOME", "EXIT", "TOOK", "COMMIT", "BY")
@@ -52,7 +55,10 @@ def history(runs: list[Run], of_one: bool = False) -> str:
         )
         for run in runs
     ]
-    return table([row[:1] + row[2:] if of_one else row for row in (header, *rows)])
+    head, *lines = table([row[:1] + row[2:] if of_one else row for row in (header, *rows)]).splitlines()
+    for run, line in zip(runs, lines, strict=True):
+        head += f"\n{line}" + (f"\n    {run.detail}" if run.detail else "")
+    return head
 
 
 def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -> dict[str, Any]:
