@@ -16,6 +16,7 @@ from standpipe.ledger import Ledger, clock_went_back
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
 
+RENEW_WITHIN = 14 * 86400  # seconds before a certificate's end from which on no converge has renewed it in time
 ENOUGH_DISK = 2_000_000_000  # bytes that a run and its log may need
 
 
@@ -36,6 +37,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     yield from look_at_clock()
     yield from look_at_disks()
     yield from look_at_services()
+    yield from look_at_certificate()
     for name in configuration.names():
         yield from look_at_pipeline(engine, name)
     yield from look_at_unfinished()
@@ -87,6 +89,16 @@ def look_at_services() -> Iterator[Finding]:
         state = answer.stdout.strip() or "unknown"
         remedy = None if state == "active" else f"systemctl status {service}; or run site.yml on this host"
         yield Finding(f"service {service}", state, remedy)
+
+
+def look_at_certificate() -> Iterator[Finding]:
+    """See that the certificate by which logs travel is good for some time; nothing where the logs stay here."""
+    if not paths.CERTIFICATE.exists():
+        return
+    command = ["openssl", "x509", "-noout", "-enddate", "-checkend", str(RENEW_WITHIN), "-in", str(paths.CERTIFICATE)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    seen = (answer.stdout or answer.stderr).splitlines()[0].replace("notAfter=", "good until ")
+    yield Finding("certificate", seen, "run site.yml, which renews it" if answer.returncode else None)
 
 
 def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:
