@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from standpipe.engines import Line
     from standpipe.ledger import Ledger
 
+LOOK_AGAIN = 0.5  # seconds between two looks at what has come in
+
 # Each subcommand imports what it needs when it is called: a run should not wait for what only doctor uses.
 
 
@@ -134,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
     )
     reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
     reconcile.set_defaults(call=call_reconcile)
+
+    collect = commands.add_parser("collect", help="on a collector: check what hosts sent, write run files and receipts")
+    collect.add_argument("--once", action="store_true", help="what is there now, and end")
+    collect.set_defaults(call=call_collect)
 
     check = commands.add_parser(
         "validate",
@@ -496,6 +502,24 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
         return 0
     runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
+    return 0
+
+
+def call_collect(arguments: argparse.Namespace) -> int:
+    """Collect, as a service: a line a run for the journal, and alarms with the journal's mark of a warning."""
+    import signal
+    from threading import Event
+
+    from standpipe.logs import collect
+
+    ended = Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda _signum, _frame: ended.set())
+    collect.collect(
+        lambda message: print(message, flush=True),
+        lambda message: print(f"<4>{message}", flush=True),
+        lambda: not arguments.once and not ended.wait(LOOK_AGAIN),
+    )
     return 0
 
 

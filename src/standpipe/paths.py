@@ -21,6 +21,12 @@ LOCKS = STATE / "lock"
 RUNNERS = STATE / "runners"
 SPOOL = ROOT / "var/spool/standpipe"
 
+# On the collector.
+COLLECT = ROOT / "var/lib/standpipe-collect"
+INTAKE = COLLECT / "intake"
+RECEIPTS = COLLECT / "receipts"
+COLLECTED = ROOT / "var/log/standpipe"
+
 
 def compose_file(pipeline: str) -> Path:
     """Return the Compose file of a pipeline."""

@@ -1,7 +1,8 @@
 """A run's log lines on the host: numbered, one JSON object a line, closed by a count and a digest.
 
 A line is `{"run", "seq", "time", "stream", "text"}`, with `"base64"` in the place of `"text"` where
-the bytes are not UTF-8. The closing record has the stream `end`, the count of the lines before it
+the bytes are not UTF-8, or would be too long as text. It is printable ASCII, so that nothing on the
+way has a reason to change it. The closing record has the stream `end`, the count of the lines before it
 and the SHA-256 of those lines as they stand in the file.
 """
 
@@ -20,6 +21,8 @@ from typing import Any
 
 from standpipe.engines import Line
 from standpipe.errors import InternalError
+
+LONGEST_TEXT = 1_500_000  # bytes of a record; 1 MiB of control characters would be six times as long as text
 
 # What would move a terminal's cursor, turn its text around, or forge a line: shown as its number.
 UNSEEN = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -54,12 +57,14 @@ class Spool:
 
     def write(self, line: Line) -> None:
         """Append one line, where a reader of the file sees it at once."""
-        record: dict[str, Any] = {"run": self._run, "seq": self.count + 1, "time": line.time, "stream": line.stream}
+        head = {"run": self._run, "seq": self.count + 1, "time": line.time, "stream": line.stream}
         try:
-            record["text"] = line.data.decode()
+            record = json.dumps(head | {"text": line.data.decode()}).replace("\x7f", "\\u007f")
         except UnicodeDecodeError:
-            record["base64"] = base64.b64encode(line.data).decode()
-        self.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            record = ""
+        if not record or len(record) > LONGEST_TEXT:
+            record = json.dumps(head | {"base64": base64.b64encode(line.data).decode()})
+        self.append(record.encode() + b"\n")
 
     def append(self, record: bytes) -> None:
         """Append a record as it is to stand in the file, its newline included."""
@@ -153,4 +158,9 @@ def printable(data: bytes) -> str:
 
     Of a carriage-return progress bar, what stood last is shown.
     """
-    return data.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="backslashreplace").translate(CONTROL)
+    return one_line(data.rstrip(b"\r").rpartition(b"\r")[2])
+
+
+def one_line(data: bytes) -> str:
+    """Return all of a line, as one line that moves no cursor."""
+    return data.decode(errors="backslashreplace").translate(CONTROL)

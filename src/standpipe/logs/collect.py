@@ -1,0 +1,219 @@
+"""The collector's side: what rsyslog took in becomes one readable file a run, checked to its last line.
+
+rsyslog writes the records of each run, as they come, to an intake file. They are put in the order of
+their numbers here, duplicates are dropped, and each becomes one line of the run's file. When lines 1
+to N are there and their digest is the one that the host took, the file is flushed to disk and the
+run gets a receipt. Whatever is killed on the way, the same is made of the intake again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from standpipe import paths
+from standpipe.logs import spool
+
+HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+PIPELINE = re.compile(r"[a-z][a-z0-9-]{1,21}")
+RUN = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
+STREAMS = ("stdout", "stderr", "end")
+
+MOST_WAITING = 50_000  # records that came before their turn, of one run
+KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a file open for ten minutes
+
+Teller = Callable[[str], None]
+
+
+def collect(say: Teller, alarm: Teller, wait: Callable[[], bool]) -> None:
+    """Look after the intake, again and again, for as long as `wait` returns true."""
+    known: dict[Path, Assembly] = {}
+    while True:
+        found = set(runs_taken_in())
+        for path in known.keys() - found:
+            del known[path]
+        for path in sorted(found):
+            assembly = known.setdefault(path, Assembly(path, say, alarm))
+            try:
+                assembly.advance()
+                assembly.clean_up()
+            except OSError as error:
+                alarm(f"{assembly.name}: {error.filename or 'its file'}: {error.strerror}; it is tried again")
+                del known[path]  # it begins anew, from what is on disk
+        if not wait():
+            return
+
+
+def runs_taken_in() -> Iterator[Path]:
+    """Yield the intake files whose place says a host, a pipeline and a run."""
+    for path in paths.INTAKE.glob("*/*/*.ndjson"):
+        host, pipeline, run = path.parts[-3], path.parts[-2], path.stem
+        if HOST.fullmatch(host) and PIPELINE.fullmatch(pipeline) and RUN.fullmatch(run):
+            yield path
+
+
+class Assembly:
+    """One run, from its first record to its receipt."""
+
+    def __init__(self, intake: Path, say: Teller, alarm: Teller) -> None:
+        """Begin at the beginning of the intake file; what the run's file has already is not written again."""
+        self.name = f"{intake.parts[-3]}/{intake.parts[-2]}/{intake.stem}"
+        self._intake, self._run, self._say, self._alarm = intake, intake.stem, say, alarm
+        self._log = (paths.COLLECTED / self.name).with_suffix(".log")
+        self._receipt = (paths.RECEIPTS / self.name).with_suffix(".json")
+        self._offset = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._next = 1
+        self._digest = hashlib.sha256()
+        self._waiting: dict[int, bytes] = {}
+        self._end: dict[str, Any] | None = None
+        self._written = whole_lines(self._log)
+        self._confirmed = read_receipt(self._receipt)
+
+    def advance(self) -> None:
+        """Take what has come since the last time."""
+        if self._intake.stat().st_size <= self._offset:
+            return
+        lines: list[bytes] = []
+        with self._intake.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                self._offset += len(line)
+                self._take(line.strip() + b"\n", lines)
+        self._append(lines)
+        if self._end and self._next == self._end["count"] + 1:
+            (self._compare if self._confirmed else self._close)(self._end)
+
+    def _take(self, line: bytes, lines: list[bytes]) -> None:
+        """Take one record: in its turn, before its turn, or once more."""
+        record = self._read(line)
+        if record is None:
+            self._alarm(f"{self.name}: a record was refused, which is none of this run: {spool.one_line(line[:200])}")
+        elif record["stream"] == "end":
+            self._end = record
+        elif record["seq"] == self._next:
+            self._accept(line, record, lines)
+            while (line := self._waiting.pop(self._next, b"")) and (record := self._read(line)):
+                self._accept(line, record, lines)
+        elif record["seq"] > self._next and len(self._waiting) < MOST_WAITING:
+            self._waiting[record["seq"]] = line
+
+    def _read(self, line: bytes) -> dict[str, Any] | None:
+        """Return a record of this run, or None."""
+        try:
+            record = json.loads(line)
+            fits = (
+                record["run"] == self._run
+                and isinstance(record["seq"], int)
+                and record["seq"] > 0
+                and record["stream"] in STREAMS
+                and TIME.fullmatch(record["time"])
+            )
+            if fits and record["stream"] == "end":
+                fits = isinstance(record["count"], int) and re.fullmatch(r"[0-9a-f]{64}", record["sha256"])
+            elif fits and "base64" in record:
+                base64.b64decode(record["base64"], validate=True)
+            elif fits:
+                fits = isinstance(record["text"], str)
+        except (ValueError, KeyError, TypeError):
+            return None
+        return record if fits else None
+
+    def _accept(self, line: bytes, record: dict[str, Any], lines: list[bytes]) -> None:
+        self._digest.update(line)
+        if self._next > self._written and not self._confirmed:
+            text = spool.one_line(spool.text(record))
+            lines.append(f"{record['time']} {record['stream']} {text}\n".encode())
+        self._next += 1
+
+    def _append(self, lines: list[bytes]) -> None:
+        """Write lines to the run's file, whole."""
+        if not lines:
+            return
+        self._log.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with self._log.open("ab") as file:
+            os.fchmod(file.fileno(), 0o640)
+            file.writelines(lines)
+        self._written += len(lines)
+
+    def _close(self, end: dict[str, Any]) -> None:
+        """Give the receipt where the digest agrees; else set all aside, so that the host can send it anew."""
+        if self._digest.hexdigest() != end["sha256"]:
+            aside = self._intake.with_suffix(f".refused-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+            shutil.copyfile(self._intake, aside)
+            os.truncate(self._intake, 0)  # rsyslog has it open
+            self._log.unlink(missing_ok=True)
+            self._alarm(
+                f"{self.name}: the digest of its {end['count']} lines is not the host's; they are kept as {aside}"
+            )
+            self._offset = 0
+            self._begin()
+            return
+        if self._written <= end["count"]:
+            self._append([f"{end['time']} end {end['count']} lines, sha256 {end['sha256']}\n".encode()])
+        flush(self._log)
+        host, pipeline, run = self.name.split("/")
+        receipt = {"schema": 1, "host": host, "pipeline": pipeline, "run": run}
+        receipt |= {"count": end["count"], "sha256": end["sha256"], "received_at": f"{datetime.now(UTC):%FT%TZ}"}
+        self._receipt.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        unfinished = self._receipt.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(receipt) + "\n")
+        flush(unfinished)
+        unfinished.rename(self._receipt)
+        spool.flush_directory(self._receipt.parent)
+        self._begin()
+        self._say(f"{self.name}: {end['count']} lines, confirmed")
+
+    def _compare(self, end: dict[str, Any]) -> None:
+        """Tell where a run that was confirmed came again, and came otherwise."""
+        if self._confirmed and {end["sha256"], self._digest.hexdigest()} != {self._confirmed["sha256"]}:
+            self._alarm(f"{self.name}: came again, and is not what was confirmed: its spool was changed on the host")
+        self._begin()
+
+    def clean_up(self) -> None:
+        """Remove the intake of a confirmed run when nothing more has come for it for a while."""
+        if self._confirmed and time.time() - self._intake.stat().st_mtime > KEEP_INTAKE:
+            self._intake.unlink()
+
+
+def whole_lines(path: Path) -> int:
+    """Return how many lines a run's file has; what was cut off in its middle is cut off from the file."""
+    if not path.exists():
+        return 0
+    count = size = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count, size = count + 1, size + len(line)
+    os.truncate(path, size)
+    return count
+
+
+def read_receipt(path: Path) -> dict[str, Any] | None:
+    """Return a run's receipt, if it has one."""
+    try:
+        receipt = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return receipt if isinstance(receipt, dict) else None
+
+
+def flush(path: Path) -> None:
+    """Have a file, and its name, on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    spool.flush_directory(path.parent)

@@ -1,0 +1,203 @@
+"""What the collector makes of what comes in: every line once, in order, or no receipt."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from standpipe import paths
+from standpipe.engines import Line
+from standpipe.logs import collect, spool
+
+RUN = "01M84AKR264QPEVVWCM9BVPTMA"
+STRANGE = (
+    b"plain",
+    b"",
+    b" spaces ",
+    b"\x1b[31mred\x1b[0m",
+    b"10%\r20%\r100%",
+    b"nul \x00 and del \x7f",
+    b"not utf-8 \xff\xfe",
+    "é ü 漢 \u2028 \u202e \x85".encode(),
+    b'{"run": "x", "seq": 1, "stream": "end"}',
+    b"tab\there",
+)
+
+
+class Collector:
+    """A collector below a temporary root, and what it said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.alarms: list[str] = []
+        self.intake = paths.INTAKE / "batch-1/arxlive" / f"{RUN}.ndjson"
+        self.intake.parent.mkdir(parents=True, exist_ok=True)
+        self.intake.write_bytes(b"")
+
+    def take_in(self, data: bytes) -> None:
+        with self.intake.open("ab") as file:
+            file.write(data)
+
+    def look(self) -> None:
+        """Look once, as a service that was just started does."""
+        collect.collect(self.said.append, self.alarms.append, lambda: False)
+
+    @property
+    def log(self) -> list[str]:
+        path = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def receipt(self) -> dict[str, Any]:
+        path = paths.RECEIPTS / "batch-1/arxlive" / f"{RUN}.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def spooled(directory: Path, lines: list[bytes]) -> list[bytes]:
+    """Write a spool; return its records."""
+    with spool.Spool(directory / f"{RUN}.ndjson", RUN) as file:
+        for line in lines:
+            file.write(Line("2026-11-23T03:00:00.000000001Z", "stdout", line))
+        file.finish()
+    return (directory / f"{RUN}.ndjson").read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture
+def collector(host: Path) -> Collector:
+    return Collector()
+
+
+def test_a_spool_is_printable_ascii_whatever_was_written(tmp_path: Path) -> None:
+    for record in spooled(tmp_path, [*STRANGE, bytes(range(256)), b"\x00" * 1_048_576]):
+        assert all(0x20 <= byte < 0x7F for byte in record[:-1])
+        assert len(record) < 2_000_000
+    texts = [spool.text(record) for record in spool.read(tmp_path / f"{RUN}.ndjson")]
+    assert texts[: len(STRANGE)] == list(STRANGE)
+
+
+def test_each_line_is_one_line_that_moves_no_cursor_and_there_is_a_receipt(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = spooled(tmp_path, list(STRANGE))
+    collector.take_in(b"".join(records))
+    collector.look()
+    assert len(collector.log) == len(STRANGE) + 1
+    assert collector.log[4].endswith(r"stdout 10%\x0d20%\x0d100%")
+    assert not any(ord(letter) < 0x20 and letter != "\t" for line in collector.log for letter in line)
+    assert collector.log[-1].split()[1:4] == ["end", str(len(STRANGE)), "lines,"]
+    named = [collector.receipt[key] for key in ("host", "pipeline", "run", "count", "sha256")]
+    assert named == ["batch-1", "arxlive", RUN, 10, json.loads(records[-1])["sha256"]]
+    assert collector.alarms == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(0, 40),
+    seed=st.integers(0, 2**32),
+    again=st.floats(0, 1),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+)
+def test_whatever_comes_twice_or_out_of_order_and_wherever_the_service_dies(
+    tmp_path_factory: pytest.TempPathFactory, count: int, seed: int, again: float, cuts: list[float]
+) -> None:
+    root = tmp_path_factory.mktemp("collector")
+    chance = random.Random(seed)  # noqa: S311  # no secret
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("INTAKE", "RECEIPTS", "COLLECTED"):
+            patch.setattr(paths, name, root / name)
+        collector = Collector()
+        noise = [bytes(chance.choices(range(256), k=5)).replace(b"\n", b"") for _ in range(count)]
+        records = spooled(root / "spool", [b"line %d " % number + noise[number] for number in range(count)])
+        came = records + [record for record in records if chance.random() < again]
+        if chance.random() < 0.5:
+            chance.shuffle(came)
+        data, at = b"".join(came), 0
+        for cut in [*sorted(int(cut * len(data)) for cut in cuts), len(data)]:
+            collector.take_in(data[at:cut])
+            at = cut
+            collector.look()
+        assert [line.split(" ")[2:4] for line in collector.log[:-1]] == [["line", str(n)] for n in range(count)]
+        assert collector.receipt["count"] == count
+        assert collector.alarms == []
+
+
+def test_a_gap_gets_no_receipt_until_it_is_filled(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two", b"three"])
+    collector.take_in(records[0] + records[2] + records[3])
+    collector.look()
+    assert not collector.receipt
+    assert len(collector.log) == 1
+    collector.take_in(b"".join(records))  # sent again
+    collector.look()
+    assert collector.receipt
+    assert [line.split()[-1] for line in collector.log[:3]] == ["one", "two", "three"]
+
+
+def test_what_disagrees_with_its_digest_is_set_aside_told_and_can_be_sent_anew(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = spooled(tmp_path, [b"one", b"two"])
+    forged = records[0] + records[1].replace(b"two", b"owt") + records[2]
+    collector.take_in(forged)
+    collector.look()
+    assert not collector.receipt
+    assert collector.log == []
+    assert "the digest of its 2 lines is not the host's" in collector.alarms[0]
+    assert [path.read_bytes() for path in collector.intake.parent.glob("*.refused-*")] == [forged]
+    collector.take_in(b"".join(records))
+    collector.look()
+    assert collector.receipt
+
+
+@pytest.mark.parametrize("changed", [[b"one", b"two", b"three"], [b"one", b"owt"]])
+def test_a_confirmed_run_that_comes_again_otherwise_is_told_and_changes_nothing(
+    tmp_path: Path, collector: Collector, changed: list[bytes]
+) -> None:
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    collector.look()
+    log, receipt = collector.log, collector.receipt
+    collector.take_in(b"".join(spooled(tmp_path / "changed", changed)))
+    collector.look()
+    assert (collector.log, collector.receipt) == (log, receipt)
+    assert any("is not what was confirmed" in alarm for alarm in collector.alarms)
+
+
+ANOTHER = b"01M84AKR264QPEVVWCM9BVPTMB"
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda _: b"no json\n",
+        lambda _: b"\n",
+        lambda _: b'["a", "list"]\n',
+        lambda record: record.replace(RUN.encode(), ANOTHER),
+        lambda record: record.replace(b'"seq": 1', b'"seq": 0'),
+        lambda record: record.replace(b'"seq": 1', b'"seq": "1"'),
+        lambda record: record.replace(b"2026-11-23T", b"then\\n"),
+        lambda record: record.replace(b"stdout", b"root"),
+        lambda record: record.replace(b'"text": "one"', b'"base64": "%"'),
+        lambda record: record.replace(b'"text": "one"', b'"text": {}'),
+    ],
+)
+def test_what_is_no_record_of_the_run_is_refused_and_told(tmp_path: Path, collector: Collector, forge: Any) -> None:
+    records = spooled(tmp_path, [b"one"])
+    collector.take_in(forge(records[0]) + b"".join(records))
+    collector.look()
+    assert collector.receipt
+    assert len(collector.log) == 2
+    assert "was refused" in collector.alarms[0]
+
+
+def test_a_place_that_is_no_host_pipeline_and_run_is_not_looked_at(collector: Collector) -> None:
+    for place in (f"UPPER/arxlive/{RUN}", f"batch-1/x/{RUN}", "batch-1/arxlive/short"):
+        path = (paths.INTAKE / place).with_suffix(".ndjson")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x\n")
+    assert list(collect.runs_taken_in()) == [collector.intake]
