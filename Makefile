@@ -18,7 +18,7 @@ test: .venv/dev ## Lint, unit tests, and Molecule on real hosts
 test-full: .venv/dev ## The same, with every fault of the fault matrices
 	@tests/run $(STATE) --full
 
-lint: .venv/dev ## ansible-lint, yamllint, ruff, mypy, shellcheck's kind of errors
+lint: .venv/dev ## ansible-lint, yamllint, ruff, mypy, shellcheck
 	@tests/lint
 
 bench: ## Measure, as ratios against a peer or a bare command in the same run

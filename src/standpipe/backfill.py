@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from tqdm import tqdm
 
-from standpipe import configuration, runner, slots
+from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import STOPPED, AlreadyRunning, UsageError
 from standpipe.ledger import Ledger
@@ -67,7 +67,9 @@ def backfill(
                     run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, requests, listen, say)
                 except AlreadyRunning as error:  # somebody was quicker
                     say(f"{error}; waiting")
-            worst = worst or runner.exit_code_of(run)
+            code = runner.exit_code_of(run)
+            say(report.ended(run, code))
+            worst = worst or code
             if requests.asked or run.outcome == "stopped":
                 return STOPPED
     return worst

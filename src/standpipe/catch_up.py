@@ -15,7 +15,7 @@ from functools import partial
 
 from ulid import ULID
 
-from standpipe import configuration, runner, slots
+from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
@@ -184,6 +184,8 @@ def try_slot(
         return
     day = slots.slot_date(schedule, slot)
     try:
-        runner.attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, requests, listen, say)
+        run = runner.attempt(ledger, engine, name, trigger, slot, day, pipeline or damage, requests, listen, say)
+        if run:
+            say(report.ended(run, runner.exit_code_of(run)))
     except StandpipeError as error:
         say(f"{name}: {error}")

@@ -234,7 +234,7 @@ def call_run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.name}: no slot is due")
         return 0
     code = runner.exit_code_of(run)
-    say(f"{run.pipeline}: run {run.id} {report.outcome(run)}, exit code {code}, {report.took(run) or 'never started'}")
+    say(report.ended(run, code))
     return code
 
 

@@ -98,7 +98,11 @@ def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
                 f"{upcoming[0]:%a %d %b %H:%M}" if upcoming else "by hand",
             )
         )
-    return table(rows) if len(rows) > 1 else "no pipelines yet: run site.yml on this host"
+    return (
+        table(rows)
+        if len(rows) > 1
+        else "no pipelines yet: run site.yml on this host (or standpipe reconcile, if it was run before)"
+    )
 
 
 def next_slots(pipeline: Registered, now: datetime, count: int) -> str:
@@ -113,6 +117,11 @@ def next_slots(pipeline: Registered, now: datetime, count: int) -> str:
         own = "" if zone == "UTC" else f"   {slot.astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M} {zone}"
         lines.append(f"  {slot:%a %Y-%m-%d %H:%M} UTC{own}")
     return "\n".join(lines)
+
+
+def ended(run: Run, code: int) -> str:
+    """Return the line that tells of a run's end."""
+    return f"{run.pipeline}: run {run.id} {outcome(run)}, exit code {code}, {took(run) or 'never started'}"
 
 
 def outcome(run: Run) -> str:
