@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from standpipe import paths
+from standpipe import cli, paths
 from standpipe.engines import Line
-from standpipe.logs import collect, spool
+from standpipe.logs import collect, collected, spool
 
 RUN = "01M84AKR264QPEVVWCM9BVPTMA"
 STRANGE = (
@@ -201,3 +207,116 @@ def test_a_place_that_is_no_host_pipeline_and_run_is_not_looked_at(collector: Co
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x\n")
     assert list(collect.runs_taken_in()) == [collector.intake]
+
+
+def confirmed(tmp_path: Path, collector: Collector, lines: list[bytes]) -> Path:
+    """Have a run in the collector, to its receipt; return its file."""
+    collector.take_in(b"".join(spooled(tmp_path, lines)))
+    collector.look()
+    return paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+
+
+def aged(path: Path, days: int) -> None:
+    """Have a file that was last written days ago."""
+    then = time.time() - days * 86400
+    os.utime(path, (then, then))
+
+
+def test_old_files_are_compressed_and_read_as_before(tmp_path: Path, collector: Collector) -> None:
+    path = confirmed(tmp_path, collector, list(STRANGE))
+    before = list(collected.read(path))
+    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    assert path.exists(), "it is young"
+    aged(path, 8)
+    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    packed = path.with_suffix(".log.gz")
+    assert not path.exists()
+    assert packed.stat().st_mtime < time.time() - 7 * 86400, "its age counts on"
+    assert list(collected.read(collected.find("arxlive", None, None))) == before
+    collector.take_in(b"".join(spooled(tmp_path, list(STRANGE))))  # comes once more
+    collector.look()
+    assert not path.exists()
+    assert collector.alarms == []
+
+
+def test_a_file_without_a_receipt_is_not_compressed(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two"])
+    collector.take_in(records[0])
+    collector.look()
+    path = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+    aged(path, 8)
+    collect.compress(datetime.now(UTC), collector.alarms.append)
+    assert path.exists()
+
+
+def test_a_text_is_found_across_hosts_and_runs(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    confirmed(tmp_path, collector, [b"nothing", b"disk is full", b"done"])
+    other = paths.COLLECTED / "batch-2/other" / f"{RUN[:-1]}B.log"
+    other.parent.mkdir(parents=True)
+    other.write_text("2026-11-23T03:00:00Z stderr the disk is full, too\n")
+    assert cli.main(["logs", "--search", "disk is full"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"batch-2/other/{RUN[:-1]}B: the disk is full, too",
+        f"batch-1/arxlive/{RUN}: disk is full",
+    ]
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["nothing", "disk is full", "done"]
+    assert cli.main(["logs", "arxlive", "--host", "batch-3"]) == 2
+    assert "no log of arxlive" in capsys.readouterr().err
+    assert cli.main(["logs", "../..", "--host", "batch-1"]) == 2
+
+
+def test_a_run_is_followed_to_its_end(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two"])
+    collector.take_in(records[0])
+    collector.look()
+
+    def more() -> None:
+        collector.take_in(b"".join(records[1:]))
+        collector.look()
+
+    threading.Timer(0.5, more).start()
+    seen = [entry.text for entry in collected.read(collected.find("arxlive", None, None), lambda: True)]
+    assert seen == ["one", "two"]
+
+
+def test_what_cannot_be_written_is_told_once_and_tried_again(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "TRY_AGAIN", 0.01)
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    paths.COLLECTED.parent.mkdir(parents=True, exist_ok=True)
+    paths.COLLECTED.write_text("a file where a folder should be")
+    looks = 0
+
+    def wait() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            paths.COLLECTED.unlink()
+        time.sleep(0.02)
+        return looks < 6
+
+    collect.collect(collector.said.append, collector.alarms.append, wait)
+    assert len(collector.alarms) == 1
+    assert "it is tried again" in collector.alarms[0]
+    assert collector.receipt["count"] == 2
+    assert any("goes on" in told for told in collector.said)
+
+
+def test_a_disk_that_fills_is_told_before_it_is_full(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 3_000_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(total=100_000_000_000, free=free))
+    disks = collect.Disks(collector.alarms.append, collector.said.append)
+    disks.look()
+    assert collector.alarms == []
+    free = 1_000_000_000
+    disks.look()
+    disks.look()
+    assert len(collector.alarms) == 1
+    assert "1000 MB are free" in collector.alarms[0]
+    free = 3_000_000_000
+    disks.look()
+    assert "free again" in collector.said[-1]

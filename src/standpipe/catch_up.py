@@ -19,6 +19,7 @@ from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
+from standpipe.logs import receipts
 from standpipe.pipeline import Pipeline, Schedule
 
 CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
@@ -83,14 +84,17 @@ def catch_up(
 
 
 def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
-    """Forget runs that have been on record for as long as the host's settings say."""
+    """Forget runs, and remove confirmed logs, that have been kept for as long as the host's settings say."""
     try:
-        keep = timedelta(days=configuration.settings().history_days)
+        settings = configuration.settings()
     except StandpipeError as error:
         say(str(error))
         return
+    keep = timedelta(days=settings.history_days)
     if count := ledger.prune(now - keep):
         say(f"{count} runs were on record for more than {keep.days} days, and are no longer")
+    if count := receipts.forget(ledger, now - timedelta(days=settings.log_days), now - keep):
+        say(f"{count} logs that the collector has were {settings.log_days} days old, and are removed here")
 
 
 def record_and_list(

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from io import TextIOWrapper
 from queue import SimpleQueue
 from threading import Thread
@@ -118,8 +118,10 @@ def parser() -> argparse.ArgumentParser:
     history.set_defaults(call=call_history)
 
     logs = commands.add_parser("logs", help="the log of a run; the newest unless --run names another")
-    logs.add_argument("name")
+    logs.add_argument("name", nargs="?")
     logs.add_argument("--run", metavar="ID")
+    logs.add_argument("--host", help="on a collector: of that host's run")
+    logs.add_argument("--search", metavar="TEXT", help="on a collector: every line with this text, of all hosts")
     logs.add_argument("--follow", action="store_true", help="go on until the run ends")
     logs.add_argument("--timestamps", action="store_true")
     logs.add_argument("--raw", action="store_true", help="the bytes as they were written, control characters and all")
@@ -134,11 +136,19 @@ def parser() -> argparse.ArgumentParser:
     reconcile.add_argument(
         "--no-wait", action="store_true", help="leave a run that goes on without its runner, instead of following it"
     )
+    reconcile.add_argument(
+        "--receipts",
+        action="store_true",
+        help="only ask the collector for receipts, for a minute at most after the last run's end",
+    )
     reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
     reconcile.set_defaults(call=call_reconcile)
 
     collect = commands.add_parser("collect", help="on a collector: check what hosts sent, write run files and receipts")
     collect.add_argument("--once", action="store_true", help="what is there now, and end")
+    collect.add_argument(
+        "--compress-after", type=int, metavar="DAYS", help="compress runs' files that are older (never, unless given)"
+    )
     collect.set_defaults(call=call_collect)
 
     check = commands.add_parser(
@@ -254,12 +264,28 @@ def pass_on(ledger: Ledger, ping: bool = False) -> None:
     steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
     if ping:
         steps.append(lambda: notify.ping(note))
+    if ledger.unconfirmed():
+        steps.append(await_receipts)
     for step in steps:
         try:
             step()
         except Exception as error:  # of whatever kind: the run and its record stand
             told = str(error) if isinstance(error, StandpipeError) else type(error).__name__  # no address, no secret
             note(f"word of a run could not be passed on: {told}")
+
+
+def await_receipts() -> None:
+    """Have another process ask for receipts for as long as it takes, while this one ends."""
+    import subprocess
+
+    subprocess.Popen(
+        [sys.executable, "-P", "-m", "standpipe", "reconcile", "--receipts"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
 
 
 def call_stop(arguments: argparse.Namespace) -> int:
@@ -403,12 +429,15 @@ def call_status(arguments: argparse.Namespace) -> int:
     known = [known for known in ledger.registered(arguments.name) if arguments.name or known.name in declared]
     if arguments.json:
         pipelines = [report.status_of(ledger, pipeline, now, arguments.next) for pipeline in known]
-        print(json.dumps({"schema": report.SCHEMA, "pipelines": pipelines}, indent=1))
+        unconfirmed = [report.unconfirmed_as_json(run) for run in ledger.unconfirmed()]
+        print(json.dumps({"schema": report.SCHEMA, "pipelines": pipelines, "unconfirmed": unconfirmed}, indent=1))
     elif arguments.name:
         print(report.history(ledger.history(arguments.name, 5), of_one=True))
         print(report.next_slots(known[0], now, arguments.next))
     else:
         print(report.status(ledger, known, now))
+        if told := report.unconfirmed(ledger, now):
+            print(told)
     return 0
 
 
@@ -435,10 +464,14 @@ def require_known(ledger: Ledger, name: str) -> None:
 
 
 def call_logs(arguments: argparse.Namespace) -> int:
-    """Show the log of a run."""
+    """Show the log of a run: this host's own, or on a collector any host's."""
     from standpipe import paths
     from standpipe.logs import spool
 
+    if arguments.host or arguments.search or (paths.COLLECTED.exists() and not paths.LEDGER.exists()):
+        return show_collected(arguments)
+    if not arguments.name:
+        raise UsageError("whose log? standpipe logs NAME")
     ledger = settled_ledger()
     runs = [run.id for run in ledger.logged(arguments.name, 10)]
     if not runs:
@@ -467,6 +500,39 @@ def call_logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def show_collected(arguments: argparse.Namespace) -> int:
+    """Show what the collector holds of a run, or every line with a text in it."""
+    from standpipe import paths
+    from standpipe.logs import collected
+
+    if not paths.COLLECTED.exists():
+        raise UsageError("this host is no collector: --host and --search are for the collector")
+    if arguments.raw:
+        raise UsageError("a collector keeps lines as they can be shown: --raw is for the host of the run")
+
+    def show(entry: collected.Entry, head: str = "") -> None:
+        if arguments.json:
+            print(json.dumps(entry._asdict() | ({"run": head} if head else {}), ensure_ascii=False))
+        else:
+            stamp = f"{entry.time} " if arguments.timestamps else ""
+            print(f"{head}: {stamp}{entry.text}" if head else f"{stamp}{entry.text}")
+
+    if arguments.search:
+        for path, entry in collected.search(arguments.search, arguments.name, arguments.host):
+            show(entry, collected.label(path))
+        return 0
+    if not arguments.name:
+        raise UsageError("whose log? standpipe logs NAME, or --search TEXT")
+
+    def growing() -> bool:
+        sys.stdout.flush()
+        return bool(arguments.follow)
+
+    for entry in collected.read(collected.find(arguments.name, arguments.host, arguments.run), growing):
+        show(entry)
+    return 0
+
+
 def call_doctor(arguments: argparse.Namespace) -> int:
     """Show what was looked at; the exit code is that of the first thing that is wrong."""
     from standpipe.doctor import examine
@@ -490,6 +556,11 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
 
     from standpipe import configuration, paths, runner
     from standpipe.engines.compose import ComposeEngine
+    from standpipe.logs import receipts
+
+    def say(message: str) -> None:
+        note(message)
+        tell(message, sys.stdout)
 
     ledger = open_ledger()
     if not ledger.is_well():
@@ -501,7 +572,11 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
         ledger.forget(arguments.forget)
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
         return 0
+    if arguments.receipts:
+        receipts.confirm(ledger, ComposeEngine(), say, wait=True)
+        return 0
     runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
+    receipts.confirm(ledger, ComposeEngine(), say, wait=False)
     return 0
 
 
@@ -519,6 +594,7 @@ def call_collect(arguments: argparse.Namespace) -> int:
         lambda message: print(message, flush=True),
         lambda message: print(f"<4>{message}", flush=True),
         lambda: not arguments.once and not ended.wait(LOOK_AGAIN),
+        None if arguments.compress_after is None else timedelta(days=arguments.compress_after),
     )
     return 0
 

@@ -15,12 +15,26 @@ from standpipe.pipeline import Pipeline, problems
 REMEDY = "run site.yml on this host, which writes it anew"
 
 
+class Collector(BaseModel):
+    """Where this host's logs go, and where their receipts are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str
+    names: list[str] = Field(min_length=1)  # its certificate has one of them
+    receipts_port: int = Field(ge=1, le=65535)
+    send_again_after: int = Field(300, ge=1)  # seconds for which the collector may be without a log that has ended
+    overdue_after: int = Field(3600, ge=1)  # seconds after which somebody is told
+
+
 class Settings(BaseModel):
     """What holds for the whole host."""
 
     model_config = ConfigDict(extra="forbid")
 
     history_days: int = Field(1830, ge=1)  # for how long a run stays on record
+    log_days: int = Field(30, ge=1)  # for how long a log stays here that the collector has confirmed
+    collector: Collector | None = None
 
 
 def names() -> list[str]:

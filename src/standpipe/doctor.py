@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from standpipe import configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, clock_went_back
+from standpipe.logs.receipts import Receipts, is_overdue
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
 
@@ -38,6 +40,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     yield from look_at_disks()
     yield from look_at_services()
     yield from look_at_certificate()
+    yield from look_at_receipts()
     for name in configuration.names():
         yield from look_at_pipeline(engine, name)
     yield from look_at_unfinished()
@@ -99,6 +102,30 @@ def look_at_certificate() -> Iterator[Finding]:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     seen = (answer.stdout or answer.stderr).splitlines()[0].replace("notAfter=", "good until ")
     yield Finding("certificate", seen, "run site.yml, which renews it" if answer.returncode else None)
+
+
+def look_at_receipts() -> Iterator[Finding]:
+    """See that the collector answers, and has confirmed what it should have by now."""
+    try:
+        collector = configuration.settings().collector
+        if collector is None:
+            return
+        with closing(Receipts(collector)) as receipts:
+            receipts.reach()
+        yield Finding("collector", f"{collector.address} answers")
+        ledger = Ledger(paths.LEDGER)
+        waiting = ledger.unconfirmed()
+    except StandpipeError as error:
+        yield Finding("collector", str(error), "systemctl status standpipe-receipts rsyslog, on the collector", 69)
+        return
+    if not waiting:
+        yield Finding("receipts", "every log is confirmed")
+    now = datetime.now(UTC)
+    for run in waiting:
+        late = is_overdue(run, collector, now)
+        seen = f"the log of {run.pipeline} run {run.id} is not confirmed since {run.awaits_receipt_since:%F %H:%M} UTC"
+        remedy = "standpipe reconcile; then journalctl -t standpipe, and -u standpipe-collect on the collector"
+        yield Finding("receipts", seen, remedy if late else None, 69)
 
 
 def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:

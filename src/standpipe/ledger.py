@@ -71,6 +71,11 @@ MIGRATIONS = (
     CREATE INDEX runs_by_slot ON runs (pipeline, slot);
     CREATE TABLE watch (one INTEGER PRIMARY KEY CHECK (one = 1), seen_at TEXT NOT NULL) STRICT;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN unconfirmed_since TEXT;
+    ALTER TABLE runs ADD COLUMN send_again_at TEXT;
+    CREATE INDEX unconfirmed ON runs (id) WHERE unconfirmed_since IS NOT NULL;
+    """,
 )
 
 
@@ -82,7 +87,8 @@ class Run:
     """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished.
 
     `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people;
-    `notice` is what somebody is still to be told of it.
+    `notice` is what somebody is still to be told of it. `receipt` is when the collector confirmed its
+    log; until then, where there is a collector, it is unconfirmed since its end, and sent again in time.
     """
 
     id: str
@@ -105,6 +111,13 @@ class Run:
     attempt: int
     detail: str | None
     notice: str | None
+    unconfirmed_since: str | None
+    send_again_at: str | None
+
+    @property
+    def awaits_receipt_since(self) -> datetime:
+        """Since when the collector could have confirmed its log."""
+        return instant(self.unconfirmed_since or self.claimed_at)
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Run:
@@ -461,17 +474,51 @@ class Ledger:
         detail: str | None = None,
         retry_at: datetime | None = None,
         notice: str | None = None,
+        unconfirmed_since: datetime | None = None,
     ) -> None:
-        """Note what came of a run, once, and when its slot is to be tried again; a settled run stays as it is."""
+        """Note what came of a run, once, and when its slot is to be tried again; a settled run stays as it is.
+
+        Where it had a container, its log is unconfirmed from now on, until the collector has it.
+        """
         with self._transaction() as db:
             done = db.execute(
                 "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
-                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail),"
-                " notice = ? WHERE id = ? AND state <> 'settled'",
-                (outcome, reason, exit_code, started_at, ended_at, detail, notice, run),
+                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail), notice = ?,"
+                " unconfirmed_since = CASE WHEN container IS NOT NULL THEN ? END WHERE id = ? AND state <> 'settled'",
+                (
+                    *(outcome, reason, exit_code, started_at, ended_at, detail, notice),
+                    unconfirmed_since and timestamp(unconfirmed_since),
+                    run,
+                ),
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
+
+    def unconfirmed(self) -> list[Run]:
+        """Return the settled runs whose log the collector has not confirmed, oldest first."""
+        return self._runs("SELECT * FROM runs WHERE unconfirmed_since IS NOT NULL ORDER BY id")
+
+    def confirm(self, run: str, received_at: str) -> None:
+        """Note that the collector holds all of a run's log, and since when."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET receipt = ?, unconfirmed_since = NULL, send_again_at = NULL WHERE id = ?",
+                (received_at, run),
+            )
+
+    def send_again(self, run: str, at: datetime) -> None:
+        """Note when a run's log is to be sent again, if it is not confirmed until then."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET send_again_at = ? WHERE id = ?", (timestamp(at), run))
+
+    def escalate(self, run: str, detail: str) -> None:
+        """Have somebody told, once, that the log of a run is not confirmed, and why."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET notice = 'unconfirmed', detail = coalesce(detail || '; ', '') || ?1"
+                " WHERE id = ?2 AND notice IS NULL AND instr(coalesce(detail, ''), ?1) = 0",
+                (detail, run),
+            )
 
     def run(self, run: str) -> Run | None:
         """Return one run."""
@@ -512,11 +559,12 @@ class Ledger:
         return instant(newest.claimed_at) if newest else None
 
     def prune(self, before: datetime) -> int:
-        """Forget the settled runs claimed before an instant, of which nobody is still to be told; return how many.
+        """Forget the settled runs claimed before an instant; return how many.
 
+        Those stay of which somebody is still to be told, or whose log the collector has not confirmed.
         Their slots go with them, but for each pipeline's newest: none before that is ever looked for again.
         """
-        old = "state = 'settled' AND notice IS NULL AND claimed_at < ?"
+        old = "state = 'settled' AND notice IS NULL AND unconfirmed_since IS NULL AND claimed_at < ?"
         newest = "(SELECT pipeline, max(slot) FROM slots GROUP BY pipeline)"
         with self._transaction() as db:
             db.execute(

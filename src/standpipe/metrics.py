@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from standpipe import paths
 from standpipe.ledger import Ledger, instant
 
@@ -22,10 +24,13 @@ def write(ledger: Ledger) -> None:
     runs = gauge("runs", "Recorded runs by outcome.", "outcome")
     running = gauge("running", "1 while a run is going, else 0.")
     missed = gauge("slots_missed", "Slots that were missed.")
+    waiting = gauge("logs_unconfirmed", "Logs of ended runs that the collector has not confirmed.")
+    unconfirmed = Counter(run.pipeline for run in ledger.unconfirmed())
     unfinished = {run.pipeline for run in ledger.unfinished()}
     for known in ledger.registered():
         counts = ledger.counts(known.name)
         running.labels(known.name).set(known.name in unfinished)
+        waiting.labels(known.name).set(unconfirmed[known.name])
         missed.labels(known.name).set(counts.get("missed", 0))
         for outcome, count in counts.items():
             runs.labels(known.name, outcome).set(count)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from standpipe.ledger import Ledger, Registered, Run, instant, timestamp
 
 SCHEMA = 1
+RECEIPTS_TAKE = timedelta(minutes=1)  # what is confirmed sooner is not worth a word
 
 
 def run_as_json(run: Run) -> dict[str, Any]:
@@ -103,6 +104,23 @@ def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
         if len(rows) > 1
         else "no pipelines yet: run site.yml on this host (or standpipe reconcile, if it was run before)"
     )
+
+
+def unconfirmed(ledger: Ledger, now: datetime) -> str:
+    """Return a line of the logs that the collector should have confirmed by now; nothing where there are none."""
+    waiting = [run for run in ledger.unconfirmed() if now - run.awaits_receipt_since > RECEIPTS_TAKE]
+    if not waiting:
+        return ""
+    oldest = waiting[0]
+    return (
+        f"logs that the collector has not confirmed: {len(waiting)}, the oldest (of {oldest.pipeline}) "
+        f"since {oldest.awaits_receipt_since:%Y-%m-%d %H:%M} UTC: standpipe doctor"
+    )
+
+
+def unconfirmed_as_json(run: Run) -> dict[str, str | None]:
+    """Return a run whose log is not confirmed, and since when."""
+    return {"run": run.id, "pipeline": run.pipeline, "since": run.unconfirmed_since}
 
 
 def next_slots(pipeline: Registered, now: datetime, count: int) -> str:

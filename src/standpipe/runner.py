@@ -434,7 +434,22 @@ def conclude(ledger: Ledger, run_id: str, name: str, outcome: str, **known: Any)
     """Note what came of a run, and whether its slot is tried again, in one step."""
     noted = ledger.run(run_id)
     at = retry_at(bounds(name), noted, outcome, known.get("reason"), datetime.now(UTC)) if noted else None
-    ledger.settle(run_id, outcome, retry_at=at, notice=None if at else notice_of(ledger, name, outcome), **known)
+    ledger.settle(
+        run_id,
+        outcome,
+        retry_at=at,
+        notice=None if at else notice_of(ledger, name, outcome),
+        unconfirmed_since=datetime.now(UTC) if has_collector() else None,
+        **known,
+    )
+
+
+def has_collector() -> bool:
+    """Say whether a log is to wait for a receipt; where the settings are damaged, it is."""
+    try:
+        return configuration.settings().collector is not None
+    except ConfigurationError:
+        return True
 
 
 def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
@@ -492,7 +507,10 @@ def stop(ledger: Ledger, engine: Engine, name: str, who: str, say: Teller) -> Ru
 
 
 def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
-    """Free the pipeline's name from a settled run's ended container, and remove that when its log is on disk."""
+    """Free the pipeline's name from a settled run's ended container.
+
+    The container is removed when its log is on disk, and confirmed where there is a collector.
+    """
     container = engine.find(name, run_id)
     noted = ledger.run(run_id)
     if container is None or container.running or noted is None or noted.outcome is None:
@@ -503,7 +521,8 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             write_spool(run_id, name, lines_until_the_end(engine, name, run_id, container), lambda _line: None)
         except OSError:
             return  # `reconcile` tries again; `doctor` tells of it
-    engine.remove(container)
+    if noted.unconfirmed_since is None:
+        engine.remove(container)
 
 
 def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:

@@ -63,3 +63,24 @@ class Alone(luigi.Task):
                 file.write(f"{mark}\n")
             if mark == "begin":
                 time.sleep(self.seconds)
+
+
+class Lines(luigi.Task):
+    """Writes numbered lines at a pace, each with the word that lies beside its data."""
+
+    count = luigi.IntParameter()
+    rate = luigi.IntParameter()  # lines a second
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Write them."""
+        nonce = (DATA / "nonce").read_text().strip()
+        began = time.monotonic()
+        for number in range(self.count):
+            print(f"{nonce} {number} {'.' * 60}", flush=True)
+            ahead = number / self.rate - (time.monotonic() - began)
+            if ahead > 0.01:
+                time.sleep(ahead)

@@ -9,14 +9,16 @@ run gets a receipt. Whatever is killed on the way, the same is made of the intak
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +32,98 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
 STREAMS = ("stdout", "stderr", "end")
 
 MOST_WAITING = 50_000  # records that came before their turn, of one run
+TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
+LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
+COMPRESS_EVERY = 3600  # seconds
 KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a file open for ten minutes
 
 Teller = Callable[[str], None]
 
 
-def collect(say: Teller, alarm: Teller, wait: Callable[[], bool]) -> None:
-    """Look after the intake, again and again, for as long as `wait` returns true."""
+def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after: timedelta | None = None) -> None:
+    """Look after the intake, again and again, for as long as `wait` returns true.
+
+    What goes wrong with a run is an alarm, once; it is tried again until it is well.
+    """
     known: dict[Path, Assembly] = {}
+    troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
+    disks = Disks(alarm, say)
+    compressed_at = -math.inf
     while True:
         found = set(runs_taken_in())
         for path in known.keys() - found:
             del known[path]
         for path in sorted(found):
+            told, until = troubles.get(path, ("", 0.0))
+            if time.monotonic() < until:
+                continue
             assembly = known.setdefault(path, Assembly(path, say, alarm))
             try:
                 assembly.advance()
                 assembly.clean_up()
+                if troubles.pop(path, None):
+                    say(f"{assembly.name}: goes on")
             except OSError as error:
-                alarm(f"{assembly.name}: {error.filename or 'its file'}: {error.strerror}; it is tried again")
+                message = f"{assembly.name}: {error.filename or 'its file'}: {error.strerror}; it is tried again"
+                if message != told:
+                    alarm(message)
+                troubles[path] = (message, time.monotonic() + TRY_AGAIN)
                 del known[path]  # it begins anew, from what is on disk
+        disks.look()
+        if compress_after is not None and time.monotonic() - compressed_at > COMPRESS_EVERY:
+            compressed_at = time.monotonic()
+            compress(datetime.now(UTC) - compress_after, alarm)
         if not wait():
+            return
+
+
+class Disks:
+    """Tells when a disk of the collector is nearly full, before it is, and when it no longer is."""
+
+    def __init__(self, alarm: Teller, say: Teller) -> None:
+        """Begin with nothing told."""
+        self._alarm, self._say = alarm, say
+        self._full: set[Path] = set()
+
+    def look(self) -> None:
+        """Look at what is free now."""
+        for path in (paths.COLLECTED, paths.INTAKE):
+            if not path.exists():
+                continue
+            usage = shutil.disk_usage(path)
+            if usage.free < min(LEAST_FREE, usage.total // 20):
+                if path not in self._full:
+                    self._alarm(
+                        f"{path}: only {usage.free / 1e6:.0f} MB are free: intake stops when they are used, and the "
+                        "hosts keep their logs until there is room: du -xh /var | sort -h | tail"
+                    )
+                self._full.add(path)
+            elif path in self._full:
+                self._full.discard(path)
+                self._say(f"{path}: {usage.free / 1e6:.0f} MB are free again")
+
+
+def compress(before: datetime, alarm: Teller) -> None:
+    """Compress the confirmed runs' files that were last written before an instant; their age stays."""
+    for path in paths.COLLECTED.glob("*/*/*.log"):
+        name = path.relative_to(paths.COLLECTED)
+        if not RUN.fullmatch(path.stem) or not (paths.RECEIPTS / name).with_suffix(".json").exists():
+            continue
+        seen = path.stat()
+        if seen.st_mtime >= before.timestamp():
+            continue
+        unfinished = path.with_suffix(".log.gz.unfinished")
+        try:
+            with path.open("rb") as source, gzip.open(unfinished, "wb", compresslevel=6) as target:
+                shutil.copyfileobj(source, target)
+            unfinished.chmod(0o640)
+            os.utime(unfinished, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+            spool.flush(unfinished)
+            unfinished.rename(path.with_suffix(".log.gz"))
+            path.unlink()
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            alarm(f"{path}: cannot be compressed: {error.strerror}")
             return
 
 
@@ -165,14 +238,14 @@ class Assembly:
             return
         if self._written <= end["count"]:
             self._append([f"{end['time']} end {end['count']} lines, sha256 {end['sha256']}\n".encode()])
-        flush(self._log)
+        spool.flush(self._log)
         host, pipeline, run = self.name.split("/")
         receipt = {"schema": 1, "host": host, "pipeline": pipeline, "run": run}
         receipt |= {"count": end["count"], "sha256": end["sha256"], "received_at": f"{datetime.now(UTC):%FT%TZ}"}
         self._receipt.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         unfinished = self._receipt.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(receipt) + "\n")
-        flush(unfinished)
+        spool.flush(unfinished)
         unfinished.rename(self._receipt)
         spool.flush_directory(self._receipt.parent)
         self._begin()
@@ -210,10 +283,3 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return receipt if isinstance(receipt, dict) else None
-
-
-def flush(path: Path) -> None:
-    """Have a file, and its name, on disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    spool.flush_directory(path.parent)

@@ -90,6 +90,13 @@ class Spool:
         flush_directory(self._path.parent)
 
 
+def flush(path: Path) -> None:
+    """Have a file, and its name, on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    flush_directory(path.parent)
+
+
 def flush_directory(path: Path) -> None:
     """Have the names in a directory on disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -113,13 +120,33 @@ def close_as_it_is(path: Path, run: str) -> None:
 
 def is_closed(path: Path) -> bool:
     """Say whether a spool has its closing record."""
+    return end_of(path) is not None
+
+
+def end_of(path: Path) -> dict[str, Any] | None:
+    """Return the closing record of a spool, or None where it has none, or is not there."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 512))  # the closing record is shorter
-            last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-        return bool(json.loads(last)["stream"] == "end")
+            last = json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
+        return {**last} if last["stream"] == "end" else None
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_whole(path: Path) -> bool:
+    """Say whether a spool is closed, and holds what it was closed with."""
+    end = end_of(path)
+    if end is None:
         return False
+    digest, count = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for line in file:
+            if count == end.get("count"):
+                return digest.hexdigest() == end.get("sha256") and file.read(1) == b""
+            digest.update(line)
+            count += 1
+    return False
 
 
 def read(path: Path, growing: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,84 @@
+"""The runs that a collector holds: found, read, followed and searched."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import NamedTuple
+
+from standpipe import paths
+from standpipe.errors import UsageError
+from standpipe.logs.collect import HOST, PIPELINE, RUN
+
+
+class Entry(NamedTuple):
+    """One line of a run's file."""
+
+    time: str
+    stream: str
+    text: str
+
+
+def files(pipeline: str | None = None, host: str | None = None) -> list[Path]:
+    """Return the files of runs, newest run first; of one pipeline or host, or of all.
+
+    Raises UsageError where a name is none.
+    """
+    for name, pattern in ((pipeline, PIPELINE), (host, HOST)):
+        if name is not None and not pattern.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be the name of a host or a pipeline")
+    found = paths.COLLECTED.glob(f"{host or '*'}/{pipeline or '*'}/*.log*")
+    return sorted((path for path in found if RUN.fullmatch(run_of(path))), key=run_of, reverse=True)
+
+
+def find(pipeline: str, host: str | None, run: str | None) -> Path:
+    """Return the file of a run, the newest where none is named. Raises UsageError where there is none."""
+    found = files(pipeline, host)
+    for path in found:
+        if run in (None, run_of(path)):
+            return path
+    newest = ", ".join(f"{run_of(path)} ({path.parts[-3]})" for path in found[:10]) or "none"
+    where = f" of {host}" if host else ""
+    raise UsageError(f"no log of {pipeline} run {run or '(any)'}{where} on this collector. Its newest: {newest}")
+
+
+def run_of(path: Path) -> str:
+    """Return the id of the run whose file it is."""
+    return path.name.partition(".")[0]
+
+
+def label(path: Path) -> str:
+    """Name a run's file as HOST/PIPELINE/RUN."""
+    return f"{path.parts[-3]}/{path.parts[-2]}/{run_of(path)}"
+
+
+def opened(path: Path) -> BufferedReader | gzip.GzipFile:
+    """Open a run's file, compressed or not."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def read(path: Path, growing: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
+    """Yield the lines of a run's file; wait for more of them, until its end, while it is `growing`."""
+    with opened(path) as file:
+        while True:
+            more = growing()
+            while (line := file.readline()).endswith(b"\n"):
+                entry = Entry(*line.decode(errors="backslashreplace").rstrip("\n").split(" ", 2))
+                if entry.stream == "end":
+                    return
+                yield entry
+            if not more:
+                return
+            file.seek(-len(line), 1)  # a line that is being written
+            time.sleep(0.2)
+
+
+def search(text: str, pipeline: str | None, host: str | None) -> Iterator[tuple[Path, Entry]]:
+    """Yield each line that has a text in it, with the file it stands in, newest run first."""
+    for path in files(pipeline, host):
+        for entry in read(path):
+            if text in entry.text:
+                yield path, entry

@@ -1,0 +1,264 @@
+"""The host's side of the receipts: what the collector has confirmed may go; what it lacks is sent again.
+
+A spool is sent again by giving the same bytes a new inode: rsyslog takes that for a new file. The
+collector drops what it has already.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import shutil
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from standpipe import configuration, paths
+from standpipe.configuration import Collector
+from standpipe.engines import Engine
+from standpipe.errors import EngineUnavailable, StandpipeError
+from standpipe.ledger import Ledger, Run, instant
+from standpipe.logs import spool
+
+ANSWER_WITHIN = 10  # seconds
+FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
+LOOK_AGAIN = (0.2, 5.0)  # seconds between two looks, at first and at most
+SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
+
+Teller = Callable[[str], None]
+
+
+class CollectorAway(StandpipeError):
+    """The collector cannot be asked for receipts."""
+
+    exit_code = 69
+
+
+class Receipts:
+    """A connection to the collector, by which this host asks for its own receipts."""
+
+    def __init__(self, collector: Collector) -> None:
+        """Prepare the connection; both ends show a certificate of the installation's authority."""
+        self._collector = collector
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+    def reach(self) -> None:
+        """Connect. Raises CollectorAway where the collector cannot be asked."""
+        try:
+            self._connection = self._connect()
+        except (OSError, http.client.HTTPException) as error:
+            raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
+
+    def of(self, run: Run) -> dict[str, Any] | None:
+        """Return the receipt of a run, or None where there is none yet. Raises CollectorAway."""
+        if self._connection is None:
+            self.reach()
+        assert self._connection  # noqa: S101  # for mypy: it is connected now
+        try:
+            self._connection.request("GET", f"/receipts/{run.pipeline}/{run.id}.json")
+            answer = self._connection.getresponse()
+            body = answer.read()
+            if answer.status == 404:
+                return None
+            if answer.status != 200:
+                raise CollectorAway(f"the collector {self._collector.address} answers {answer.status} {answer.reason}")
+            receipt = json.loads(body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
+        if not isinstance(receipt, dict) or (receipt.get("pipeline"), receipt.get("run")) != (run.pipeline, run.id):
+            raise CollectorAway(f"the collector {self._collector.address} gives a receipt that is none of {run.id}")
+        return receipt
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(paths.TLS / "ca.pem"))
+        context.check_hostname = False  # the certificate has the collector's name in the inventory: looked at below
+        context.load_cert_chain(paths.CERTIFICATE, paths.TLS / "host.key")
+        connection = http.client.HTTPSConnection(
+            self._collector.address, self._collector.receipts_port, timeout=ANSWER_WITHIN, context=context
+        )
+        connection.connect()
+        certificate: Any = connection.sock.getpeercert()
+        shown = {key: value for part in certificate["subject"] for key, value in part}
+        if shown.get("commonName") not in self._collector.names:
+            connection.close()
+            raise CollectorAway(
+                f"{self._collector.address} shows the certificate of {shown.get('commonName')}, "
+                f"which is no collector of this host ({', '.join(self._collector.names)})"
+            )
+        return connection
+
+
+def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
+    """Ask for the receipts that are missing, and send again what is overdue.
+
+    Where `wait` is true, goes on while a run that ended lately has none. Another process that does so
+    already is left to it.
+    """
+    collector = configuration.settings().collector
+    while collector and ledger.unconfirmed():
+        with alone() as chosen, closing(Receipts(collector)) as receipts:
+            if not chosen:
+                return
+            pause, longest = LOOK_AGAIN
+            look(ledger, engine, receipts, collector, say)
+            while wait and awaited(ledger):
+                time.sleep(pause)
+                pause = min(pause * 1.5, longest)
+                look(ledger, engine, receipts, collector, say)
+        if not wait or not awaited(ledger):  # else a run has ended just now, whose own process found this one at it
+            return
+
+
+def awaited(ledger: Ledger) -> bool:
+    """Say whether a run that ended lately has no receipt yet."""
+    since = datetime.now(UTC) - FRESH
+    return any(run.unconfirmed_since and instant(run.unconfirmed_since) > since for run in ledger.unconfirmed())
+
+
+def is_overdue(run: Run, collector: Collector, now: datetime) -> bool:
+    """Say whether the collector should have confirmed a run's log by now."""
+    return now - run.awaits_receipt_since > timedelta(seconds=collector.overdue_after)
+
+
+@contextmanager
+def alone() -> Iterator[bool]:
+    """Yield whether this process is the one that asks for receipts."""
+    with paths.CONFIRMING.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collector, say: Teller) -> None:
+    """Ask once for each missing receipt, and do what then is to be done about its run."""
+    now = datetime.now(UTC)
+    away = None
+    for run in ledger.unconfirmed():
+        try:
+            receipt = None if away else receipts.of(run)
+        except CollectorAway as error:
+            away = error
+            receipt = None
+        try:
+            if receipt:
+                accept(ledger, engine, run, receipt, say)
+                continue
+            if is_overdue(run, collector, now):
+                ledger.escalate(run.id, f"its log is not confirmed by the collector {collector.address}")
+            if not away:
+                send_again_in_time(ledger, engine, run, collector, now, say)
+        except OSError as error:
+            say(f"{run.pipeline}: the log of run {run.id}: {error.filename or 'the disk'}: {error.strerror}")
+    if away and not awaited(ledger):
+        say(str(away))
+
+
+def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], say: Teller) -> None:
+    """Note a receipt that is of this very log, and remove the container; one that is not is told, and kept apart."""
+    path = paths.spool(run.pipeline, run.id)
+    end = spool.end_of(path)
+    if end is None and path.exists():
+        make_whole(engine, run, say)  # and compared when it is looked at again
+        return
+    if end and (receipt.get("count"), receipt.get("sha256")) != (end["count"], end["sha256"]):
+        told = "the collector's receipt is not of this log: one of them was changed"
+        if told not in (run.detail or ""):
+            say(f"{run.pipeline}: run {run.id}: {told} ({end['count']} lines here, {receipt.get('count')} there)")
+        ledger.escalate(run.id, told)
+        return
+    ledger.confirm(run.id, str(receipt.get("received_at")))
+    remove_container(engine, run)
+
+
+def remove_container(engine: Engine, run: Run) -> None:
+    """Remove a run's ended container; what Docker does not do now, `reconcile` does."""
+    with suppress(EngineUnavailable):
+        container = engine.find(run.pipeline, run.id)
+        if container and not container.running:
+            engine.remove(container)
+
+
+def send_again_in_time(
+    ledger: Ledger, engine: Engine, run: Run, collector: Collector, now: datetime, say: Teller
+) -> None:
+    """Send a log again that the collector has lacked for long, at growing intervals."""
+    patience = timedelta(seconds=collector.send_again_after)
+    if run.send_again_at is None:
+        ledger.send_again(run.id, now + patience)
+    elif now >= instant(run.send_again_at):
+        waited = now - run.awaits_receipt_since
+        ledger.send_again(run.id, now + min(max(waited, patience), SEND_AGAIN_DAILY))
+        send_again(engine, run, say)
+
+
+def send_again(engine: Engine, run: Run, say: Teller) -> None:
+    """Give a run's spool a new inode; from its container's log where the spool is gone, cut off or changed."""
+    path = paths.spool(run.pipeline, run.id)
+    if not spool.is_whole(path):
+        make_whole(engine, run, say)
+        return
+    copy = path.with_suffix(".again")
+    shutil.copyfile(path, copy)
+    copy.chmod(0o600)
+    spool.flush(copy)
+    copy.rename(path)
+    spool.flush_directory(path.parent)
+    say(f"{run.pipeline}: the log of run {run.id} is sent again, as the collector has not confirmed it")
+
+
+def make_whole(engine: Engine, run: Run, say: Teller) -> None:
+    """Make a run's spool anew from its container's log; what it was before is kept beside it."""
+    path = paths.spool(run.pipeline, run.id)
+    try:
+        container = engine.find(run.pipeline, run.id)
+    except EngineUnavailable:
+        return  # looked at again
+    if container is None:
+        if not path.exists():
+            say(f"{run.pipeline}: the log of run {run.id} is gone: there is neither a spool nor a container")
+        elif spool.is_closed(path):
+            say(f"{run.pipeline}: {path} was changed after it was closed, and its container is gone")
+        return
+    if spool.is_closed(path):
+        aside = path.with_suffix(f".changed-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        path.rename(aside)
+        say(f"{run.pipeline}: {path} was changed after it was closed: it is kept as {aside}")
+    try:
+        with spool.Spool(path, run.id) as file:
+            for line in engine.log(container.id):
+                file.write(line)
+            file.finish()
+    except EngineUnavailable as error:
+        say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error}")
+        return
+    say(f"{run.pipeline}: the log of run {run.id} is made anew from its container")
+
+
+def forget(ledger: Ledger, confirmed_before: datetime, unknown_before: datetime) -> int:
+    """Remove spools of runs that the collector confirmed, or that are no longer on record; return how many.
+
+    Those are meant that were last written before an instant.
+    """
+    count = 0
+    for path in paths.SPOOL.glob("*/*.ndjson"):
+        with suppress(FileNotFoundError):
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            run = ledger.run(path.stem) if written < max(confirmed_before, unknown_before) else None
+            if (run and run.receipt and written < confirmed_before) or (run is None and written < unknown_before):
+                path.unlink()
+                count += 1
+    return count
