@@ -286,6 +286,27 @@ def test_a_second_process_leaves_it_to_the_first(waiting: Host) -> None:
     assert waiting.collector.asked == 0
 
 
+def test_what_a_restored_collector_has_lost_is_told_and_sent_again(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    assert not waiting.ledger.unconfirmed()
+    waiting.collector.receipts.clear()
+    before, inode = waiting.path.read_bytes(), waiting.path.stat().st_ino
+    monkeypatch.setattr(receipts, "FRESH", timedelta(0))  # else it is waited for, as a run that has ended just now
+    waiting.look()
+    assert "no longer holds 1 logs" in waiting.said[0]
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [RUN]
+    assert waiting.path.read_bytes() == before
+    assert waiting.path.stat().st_ino != inode
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = waiting.ledger.run(RUN)
+    assert run is not None
+    assert run.receipt
+
+
 def test_confirmed_logs_go_in_time_and_others_stay(waiting: Host) -> None:
     old = datetime.now(UTC) - timedelta(days=40)
     os.utime(waiting.path, (old.timestamp(), old.timestamp()))

@@ -141,6 +141,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only ask the collector for receipts, for a minute at most after the last run's end",
     )
+    reconcile.add_argument(
+        "--accept-loss", metavar="RUN", help="wait no longer for the receipt of a run whose log cannot be made whole"
+    )
     reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
     reconcile.set_defaults(call=call_reconcile)
 
@@ -259,12 +262,12 @@ def warn_of_the_clock(ledger: Ledger, say: Callable[[str], None]) -> None:
 
 def pass_on(ledger: Ledger, ping: bool = False) -> None:
     """Tell people and programs what became of runs; that this fails is noted in the journal and changes nothing."""
-    from standpipe import metrics, notify
+    from standpipe import metrics, notify, paths
 
     steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
     if ping:
         steps.append(lambda: notify.ping(note))
-    if ledger.unconfirmed():
+    if paths.CERTIFICATE.exists():  # there is a collector
         steps.append(await_receipts)
     for step in steps:
         try:
@@ -295,14 +298,18 @@ def call_stop(arguments: argparse.Namespace) -> int:
 
     ledger = open_ledger()
     require_known(ledger, arguments.name)
-    who = os.environ.get("SUDO_USER") or getpass.getuser()
 
     def say(message: str) -> None:
         print(f"standpipe: {message}", file=sys.stderr, flush=True)
 
-    run = runner.stop(ledger, ComposeEngine(), arguments.name, who, say)
+    run = runner.stop(ledger, ComposeEngine(), arguments.name, who_asks(), say)
     print(f"{run.pipeline}: run {run.id} {report.outcome(run)}" if run else f"{arguments.name}: nothing is running")
     return 0
+
+
+def who_asks() -> str:
+    """Return the account of the person who calls."""
+    return os.environ.get("SUDO_USER") or getpass.getuser()
 
 
 def call_backfill(arguments: argparse.Namespace) -> int:
@@ -468,8 +475,10 @@ def call_logs(arguments: argparse.Namespace) -> int:
     from standpipe import paths
     from standpipe.logs import spool
 
-    if arguments.host or arguments.search or (paths.COLLECTED.exists() and not paths.LEDGER.exists()):
+    if arguments.host or arguments.search:
         return show_collected(arguments)
+    if paths.COLLECTED.exists() and not (paths.PIPELINES / f"{arguments.name}.yml").exists():
+        return show_collected(arguments)  # a collector, and no run of its own
     if not arguments.name:
         raise UsageError("whose log? standpipe logs NAME")
     ledger = settled_ledger()
@@ -571,6 +580,10 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")
         ledger.forget(arguments.forget)
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
+        return 0
+    if arguments.accept_loss:
+        if not ledger.accept_loss(arguments.accept_loss, f"its log was given up by {who_asks()}"):
+            raise UsageError(f"no receipt is waited for of run {arguments.accept_loss!r}: standpipe doctor names them")
         return 0
     if arguments.receipts:
         receipts.confirm(ledger, ComposeEngine(), say, wait=True)

@@ -506,6 +506,29 @@ class Ledger:
                 (received_at, run),
             )
 
+    def confirmed(self, limit: int) -> list[Run]:
+        """Return the newest `limit` runs whose log the collector has confirmed, newest first."""
+        return self._runs("SELECT * FROM runs WHERE receipt IS NOT NULL ORDER BY id DESC LIMIT ?", limit)
+
+    def accept_loss(self, run: str, detail: str) -> bool:
+        """Wait no longer for a run's receipt, as somebody says; return whether it was waited for."""
+        with self._transaction() as db:
+            return bool(
+                db.execute(
+                    "UPDATE runs SET unconfirmed_since = NULL, send_again_at = NULL, notice = NULL,"
+                    " detail = coalesce(detail || '; ', '') || ? WHERE id = ? AND unconfirmed_since IS NOT NULL",
+                    (detail, run),
+                ).rowcount
+            )
+
+    def unconfirm(self, run: str, now: datetime) -> None:
+        """Note that the collector no longer holds a log that it had confirmed; it is to be sent again now."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET receipt = NULL, unconfirmed_since = ?1, send_again_at = ?1 WHERE id = ?2",
+                (timestamp(now), run),
+            )
+
     def send_again(self, run: str, at: datetime) -> None:
         """Note when a run's log is to be sent again, if it is not confirmed until then."""
         with self._transaction() as db:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from standpipe import paths, report
 from standpipe.errors import ConfigurationError
-from standpipe.ledger import Ledger, Run
+from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
 
 TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
@@ -66,7 +66,7 @@ def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
     chosen = settings()
     for (name, event), group in groupby(pending, key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
-        old = datetime.now(UTC) - datetime.fromisoformat(runs[-1].claimed_at) > TOO_OLD
+        old = datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
         if not chosen.urls or old or send(chosen, *message(name, event, runs, chosen.log_lines)):
             ledger.told([run.id for run in runs])
         else:

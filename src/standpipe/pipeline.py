@@ -84,7 +84,9 @@ def check_repository(address: str) -> str:
     """Check a git address; a password in it is refused and not repeated."""
     scheme, _, rest = address.partition("://")
     if rest and "@" in rest and (scheme != "ssh" or ":" in rest.rpartition("@")[0]):
-        raise ValueError("holds a password or a token. Use a deploy key (git@host:path) or a credential helper")
+        raise ValueError(
+            "holds a password or a token, which logs would show. Write it without: hosts fetch without credentials"
+        )
     if not re.match(r"(https?|ssh|git|file)://\S+$|[\w.-]+@[\w.-]+:\S+$|/\S+$", address):
         raise ValueError("is no git address. Write for example https://git.example.org/name.git")
     return address

@@ -11,6 +11,7 @@ import http.client
 import json
 import shutil
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +28,7 @@ from standpipe.logs import spool
 ANSWER_WITHIN = 10  # seconds
 FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
 LOOK_AGAIN = (0.2, 5.0)  # seconds between two looks, at first and at most
+MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
 
 Teller = Callable[[str], None]
@@ -53,32 +55,33 @@ class Receipts:
         self._connection = None
 
     def reach(self) -> None:
-        """Connect. Raises CollectorAway where the collector cannot be asked."""
-        try:
-            self._connection = self._connect()
-        except (OSError, http.client.HTTPException) as error:
-            raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
+        """See that the collector answers this host. Raises CollectorAway where it does not."""
+        self._get("/")
 
     def of(self, run: Run) -> dict[str, Any] | None:
         """Return the receipt of a run, or None where there is none yet. Raises CollectorAway."""
-        if self._connection is None:
-            self.reach()
-        assert self._connection  # noqa: S101  # for mypy: it is connected now
-        try:
-            self._connection.request("GET", f"/receipts/{run.pipeline}/{run.id}.json")
-            answer = self._connection.getresponse()
-            body = answer.read()
-            if answer.status == 404:
-                return None
-            if answer.status != 200:
-                raise CollectorAway(f"the collector {self._collector.address} answers {answer.status} {answer.reason}")
-            receipt = json.loads(body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.close()
-            raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
+        receipt = self._get(f"/receipts/{run.pipeline}/{run.id}.json")
+        if receipt is None:
+            return None
         if not isinstance(receipt, dict) or (receipt.get("pipeline"), receipt.get("run")) != (run.pipeline, run.id):
             raise CollectorAway(f"the collector {self._collector.address} gives a receipt that is none of {run.id}")
         return receipt
+
+    def _get(self, path: str) -> Any:
+        """Return what the collector has in a place, or None."""
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            self._connection.request("GET", path)
+            answer = self._connection.getresponse()
+            body = answer.read()
+            if answer.status in (200, 404):
+                return json.loads(body) if answer.status == 200 else None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
+        self.close()
+        raise CollectorAway(f"the collector {self._collector.address} answers {answer.status} {answer.reason}")
 
     def _connect(self) -> http.client.HTTPSConnection:
         context = ssl.create_default_context(cafile=str(paths.TLS / "ca.pem"))
@@ -106,11 +109,13 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
     already is left to it.
     """
     collector = configuration.settings().collector
-    while collector and ledger.unconfirmed():
+    while collector:
         with alone() as chosen, closing(Receipts(collector)) as receipts:
             if not chosen:
                 return
             pause, longest = LOOK_AGAIN
+            with suppress(CollectorAway):  # told below, where something is missing
+                look_for_losses(ledger, receipts, say)
             look(ledger, engine, receipts, collector, say)
             while wait and awaited(ledger):
                 time.sleep(pause)
@@ -118,6 +123,27 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
                 look(ledger, engine, receipts, collector, say)
         if not wait or not awaited(ledger):  # else a run has ended just now, whose own process found this one at it
             return
+
+
+def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
+    """See whether the collector still holds what it confirmed last; what it has lost is sent again.
+
+    A collector that was restored from a backup lacks what came after that. Raises CollectorAway.
+    """
+    lost: list[Run] = []
+    for count in (1, MOST_TO_LOSE):  # all are looked at where the newest is lost
+        for run in ledger.confirmed(count)[len(lost) :]:
+            if not paths.spool(run.pipeline, run.id).exists() or receipts.of(run):
+                break
+            lost.append(run)
+        if len(lost) < count:
+            break
+    for run in lost:
+        ledger.unconfirm(run.id, datetime.now(UTC))
+    if lost:
+        say(
+            f"the collector no longer holds {len(lost)} logs, confirmed from {lost[-1].receipt} on: they are sent again"
+        )
 
 
 def awaited(ledger: Ledger) -> bool:
@@ -147,6 +173,7 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
     """Ask once for each missing receipt, and do what then is to be done about its run."""
     now = datetime.now(UTC)
     away = None
+    sent_again = False
     for run in ledger.unconfirmed():
         try:
             receipt = None if away else receipts.of(run)
@@ -160,11 +187,13 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
             if is_overdue(run, collector, now):
                 ledger.escalate(run.id, f"its log is not confirmed by the collector {collector.address}")
             if not away:
-                send_again_in_time(ledger, engine, run, collector, now, say)
+                sent_again = send_again_in_time(ledger, engine, run, collector, now, say) or sent_again
         except OSError as error:
             say(f"{run.pipeline}: the log of run {run.id}: {error.filename or 'the disk'}: {error.strerror}")
     if away and not awaited(ledger):
         say(str(away))
+    if sent_again:
+        restart_shipper()
 
 
 def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], say: Teller) -> None:
@@ -194,8 +223,8 @@ def remove_container(engine: Engine, run: Run) -> None:
 
 def send_again_in_time(
     ledger: Ledger, engine: Engine, run: Run, collector: Collector, now: datetime, say: Teller
-) -> None:
-    """Send a log again that the collector has lacked for long, at growing intervals."""
+) -> bool:
+    """Send a log again that the collector has lacked for long, at growing intervals; return whether it was."""
     patience = timedelta(seconds=collector.send_again_after)
     if run.send_again_at is None:
         ledger.send_again(run.id, now + patience)
@@ -203,6 +232,14 @@ def send_again_in_time(
         waited = now - run.awaits_receipt_since
         ledger.send_again(run.id, now + min(max(waited, patience), SEND_AGAIN_DAILY))
         send_again(engine, run, say)
+        return True
+    return False
+
+
+def restart_shipper() -> None:
+    """Restart rsyslog: after a certificate that was refused, it would not try again by itself (omrelp, 8.2504)."""
+    if paths.ROOT.samefile("/"):  # a test has its own, and its machine's rsyslog is none of its business
+        subprocess.run(["systemctl", "--no-block", "try-restart", "rsyslog.service"], capture_output=True, check=False)
 
 
 def send_again(engine: Engine, run: Run, say: Teller) -> None:
