@@ -4,7 +4,7 @@ SHELL := /bin/bash -o pipefail
 STATE := .testbed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test test-full lint bench clean lock docs
+.PHONY: help demo test test-full lint bench matrix clean lock docs
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ lint: .venv/dev ## ansible-lint, yamllint, ruff, mypy, shellcheck
 
 bench: ## Measure, as ratios against a peer or a bare command in the same run
 	@bench/run $(STATE)
+
+matrix: .venv/dev ## Every fault of the logs, five times, and the same put to other shippers (about an hour)
+	@bench/matrix $(STATE)
 
 docs: .venv/dev ## Make the generated pages of docs/ anew
 	docs/generate-variables >docs/variables-roles.md

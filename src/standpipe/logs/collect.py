@@ -31,7 +31,8 @@ RUN = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
 STREAMS = ("stdout", "stderr", "end")
 
-MOST_WAITING = 50_000  # records that came before their turn, of one run
+MOST_WAITING = 64_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
+AT_ONCE = 10_000  # lines that are written in one go
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 COMPRESS_EVERY = 3600  # seconds
@@ -151,6 +152,7 @@ class Assembly:
         self._next = 1
         self._digest = hashlib.sha256()
         self._waiting: dict[int, bytes] = {}
+        self._waiting_size = 0
         self._end: dict[str, Any] | None = None
         self._written = whole_lines(self._log)
         self._confirmed = read_receipt(self._receipt)
@@ -167,6 +169,9 @@ class Assembly:
                     break  # it is being written
                 self._offset += len(line)
                 self._take(line.strip() + b"\n", lines)
+                if len(lines) > AT_ONCE:
+                    self._append(lines)
+                    lines.clear()
         self._append(lines)
         if self._end and self._next == self._end["count"] + 1:
             (self._compare if self._confirmed else self._close)(self._end)
@@ -181,8 +186,10 @@ class Assembly:
         elif record["seq"] == self._next:
             self._accept(line, record, lines)
             while (line := self._waiting.pop(self._next, b"")) and (record := self._read(line)):
+                self._waiting_size -= len(line)
                 self._accept(line, record, lines)
-        elif record["seq"] > self._next and len(self._waiting) < MOST_WAITING:
+        elif record["seq"] > self._next and self._waiting_size + len(line) <= MOST_WAITING:
+            self._waiting_size += len(line) - len(self._waiting.get(record["seq"], b""))
             self._waiting[record["seq"]] = line
 
     def _read(self, line: bytes) -> dict[str, Any] | None:
