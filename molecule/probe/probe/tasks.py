@@ -1,5 +1,6 @@
 """Luigi tasks that tests watch: one that takes its time, one that follows it, and one that must be alone."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,16 @@ class Lines(luigi.Task):
             ahead = number / self.rate - (time.monotonic() - began)
             if ahead > 0.01:
                 time.sleep(ahead)
+
+
+class Copy(luigi.Task):
+    """Writes out, byte for byte and at once, the file that lies beside its data."""
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Write it."""
+        sys.stdout.buffer.write((DATA / "strange").read_bytes())
+        sys.stdout.buffer.flush()
