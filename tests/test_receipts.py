@@ -48,6 +48,7 @@ class Collector:
     def __init__(self, folder: Path, name: str) -> None:
         self.receipts: dict[str, bytes] = {}
         self.asked = 0
+        self.ends_connections = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +59,9 @@ class Collector:
                 body = outer.receipts.get(self.path)
                 self.send_response(404 if body is None else 200)
                 self.send_header("Content-Length", str(len(body or b"")))
+                if outer.ends_connections:
+                    self.send_header("Connection", "close")
+                    self.close_connection = True
                 self.end_headers()
                 self.wfile.write(body or b"")
 
@@ -269,6 +273,17 @@ def test_a_collector_of_another_name_is_refused(host: Path, certificates: Path) 
     assert "shows the certificate of stranger" in waiting.said[-1]
     assert waiting.collector.asked == 0
     assert waiting.ledger.unconfirmed()
+
+
+def test_a_connection_that_the_collector_ends_is_made_anew(waiting: Host) -> None:
+    waiting.collector.ends_connections = True
+    waiting.collector.confirm("arxlive", RUN)
+    collector = configuration.settings().collector
+    assert collector
+    asking = receipts.Receipts(collector)
+    run = waiting.ledger.run(RUN)
+    assert run
+    assert [bool(asking.of(run)) for _ in range(3)] == [True] * 3
 
 
 def test_a_run_that_has_ended_just_now_is_waited_for(waiting: Host) -> None:

@@ -70,7 +70,7 @@ class Receipts:
     def _get(self, path: str) -> Any:
         """Return what the collector has in a place, or None."""
         try:
-            if self._connection is None:
+            if self._connection is None or self._connection.sock is None:  # nginx ends one after 1,000 answers
                 self._connection = self._connect()
             self._connection.request("GET", path)
             answer = self._connection.getresponse()
@@ -90,6 +90,7 @@ class Receipts:
         connection = http.client.HTTPSConnection(
             self._collector.address, self._collector.receipts_port, timeout=ANSWER_WITHIN, context=context
         )
+        connection.auto_open = 0  # a new one is to be looked at like the first
         connection.connect()
         certificate: Any = connection.sock.getpeercert()
         shown = {key: value for part in certificate["subject"] for key, value in part}
