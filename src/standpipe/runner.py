@@ -41,6 +41,7 @@ Listener = Callable[[Line], None]
 Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
+LOW_PRIORITY = 15  # niceness of what follows a log
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 
 
@@ -362,11 +363,23 @@ def follow(
 
 def write_spool(run_id: str, name: str, lines: Iterator[Line], listen: Listener) -> None:
     """Write all lines to a run's spool, from its first record to its last."""
-    with spool.Spool(paths.spool(name, run_id), run_id) as file:
+    with unhurried(), spool.Spool(paths.spool(name, run_id), run_id) as file:
         for line in lines:
             file.write(line)
             listen(line)
         file.finish()
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Leave the processors to others, the container first: its log waits in Docker meanwhile. This thread's alone."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, max(before, LOW_PRIORITY))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # who is not root cannot be in more of a hurry again
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def lines_until_the_end(engine: Engine, name: str, run_id: str, container: Container) -> Iterator[Line]:
