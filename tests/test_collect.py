@@ -320,3 +320,41 @@ def test_a_disk_that_fills_is_told_before_it_is_full(collector: Collector, monke
     free = 3_000_000_000
     disks.look()
     assert "free again" in collector.said[-1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"run": "%s", "seq": 1, "time": "2026-11-23T03:00:00Z", "stream": "stdout", "text": "\\ud800"}\n'
+        % RUN.encode(),
+        b"[" * 100_000 + b"\n",
+        b'{"run": "%s", "seq": 1, "time": "2026-11-23T03:00:00Z", "stream": "stdout", "text": 7}\n' % RUN.encode(),
+    ],
+)
+def test_a_hostile_record_is_refused_and_stops_nothing(tmp_path: Path, collector: Collector, record: bytes) -> None:
+    collector.take_in(record)
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    collector.look()
+    assert "was refused" in collector.alarms[0]
+    assert collector.receipt["count"] == 2
+
+
+def test_what_goes_wrong_with_one_run_leaves_the_others(tmp_path: Path, collector: Collector) -> None:
+    other = paths.INTAKE / "batch-1/arxlive" / f"{RUN[:-1]}0.ndjson"
+    other.mkdir()  # no file at all
+    collector.take_in(b"".join(spooled(tmp_path, [b"one"])))
+    collector.look()
+    assert collector.receipt["count"] == 1
+    assert any(f"{RUN[:-1]}0" in alarm for alarm in collector.alarms)
+
+
+def test_more_lines_than_the_host_counted_are_set_aside(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two", b"three"])
+    short = spooled(tmp_path, [b"one", b"two"])
+    collector.take_in(b"".join(records[:3]) + short[-1])
+    collector.look()
+    assert "is not the host's" in collector.alarms[0]
+    assert not collector.receipt
+    collector.take_in(b"".join(short))
+    collector.look()
+    assert collector.receipt["count"] == 2

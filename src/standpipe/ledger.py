@@ -507,15 +507,16 @@ class Ledger:
             )
 
     def confirmed(self, limit: int) -> list[Run]:
-        """Return the newest `limit` runs whose log the collector has confirmed, newest first."""
-        return self._runs("SELECT * FROM runs WHERE receipt IS NOT NULL ORDER BY id DESC LIMIT ?", limit)
+        """Return the `limit` runs whose log the collector confirmed last, the last one first."""
+        return self._runs("SELECT * FROM runs WHERE receipt IS NOT NULL ORDER BY receipt DESC, id DESC LIMIT ?", limit)
 
     def accept_loss(self, run: str, detail: str) -> bool:
         """Wait no longer for a run's receipt, as somebody says; return whether it was waited for."""
         with self._transaction() as db:
             return bool(
                 db.execute(
-                    "UPDATE runs SET unconfirmed_since = NULL, send_again_at = NULL, notice = NULL,"
+                    "UPDATE runs SET unconfirmed_since = NULL, send_again_at = NULL,"
+                    " notice = CASE notice WHEN 'unconfirmed' THEN NULL ELSE notice END,"
                     " detail = coalesce(detail || '; ', '') || ? WHERE id = ? AND unconfirmed_since IS NOT NULL",
                     (detail, run),
                 ).rowcount

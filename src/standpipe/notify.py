@@ -66,7 +66,7 @@ def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
     chosen = settings()
     for (name, event), group in groupby(pending, key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
-        old = datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
+        old = event != "unconfirmed" and datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
         if not chosen.urls or old or send(chosen, *message(name, event, runs, chosen.log_lines)):
             ledger.told([run.id for run in runs])
         else:

@@ -35,6 +35,7 @@ from standpipe.errors import (
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
 from standpipe.logs import spool
+from standpipe.logs.follow import ContainerGone, found, lines_until_the_end
 from standpipe.pipeline import Pipeline, luigi_arguments
 
 Listener = Callable[[Line], None]
@@ -42,7 +43,6 @@ Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
 LOW_PRIORITY = 15  # niceness of what follows a log
-PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 
 
 class Requests(SimpleQueue[str]):
@@ -281,16 +281,6 @@ def start_exclusively(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pip
         engine.start(pipeline.name, run_id, arguments, life)
 
 
-def found(engine: Engine, name: str, run_id: str) -> Container | None:
-    """Find a run's container; an engine that is being restarted is asked again."""
-    for _ in range(PATIENCE):
-        try:
-            return engine.find(name, run_id)
-        except EngineUnavailable:
-            time.sleep(1)
-    return engine.find(name, run_id)
-
-
 @contextmanager
 def bounded(
     ledger: Ledger,
@@ -356,14 +346,18 @@ def follow(
         write_spool(run_id, name, lines, listen)
     except OSError as error:
         say(f"{name}: the log of run {run_id} cannot be spooled ({error}); its container keeps it")
-        for line in lines:
-            listen(line)
+        with suppress(ContainerGone):
+            for line in lines:
+                listen(line)
     ledger.ended(run_id)
 
 
 def write_spool(run_id: str, name: str, lines: Iterator[Line], listen: Listener) -> None:
-    """Write all lines to a run's spool, from its first record to its last."""
-    with unhurried(), spool.Spool(paths.spool(name, run_id), run_id) as file:
+    """Write all lines to a run's spool, from its first record to its last.
+
+    Where the container is removed meanwhile, what an earlier writer had of its log stays.
+    """
+    with unhurried(), spool.Spool(paths.spool(name, run_id), run_id) as file, suppress(ContainerGone):
         for line in lines:
             file.write(line)
             listen(line)
@@ -380,27 +374,6 @@ def unhurried() -> Iterator[None]:
     finally:
         with suppress(PermissionError):  # who is not root cannot be in more of a hurry again
             os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
-def lines_until_the_end(engine: Engine, name: str, run_id: str, container: Container) -> Iterator[Line]:
-    """Yield each line once, over as many connections as it takes, until the container has ended."""
-    seen = 0
-    while True:
-        whole = False
-        with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
-            for number, line in enumerate(engine.log(container.id), start=1):
-                if number > seen:
-                    seen = number
-                    yield line
-            whole = True
-        closed = datetime.now(UTC)
-        now = found(engine, name, run_id)
-        if now is None:
-            return
-        # A daemon that stops ends its connections like a container that ends: what came later is read again.
-        if whole and not now.running and (now.ended_at is None or instant(now.ended_at) <= closed):
-            return
-        time.sleep(0.2)
 
 
 def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:

@@ -41,11 +41,15 @@ class Container:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a container's log: when (RFC 3339), which stream (stdout or stderr), and its bytes."""
+    """One line of a container's log: when (RFC 3339), which stream (stdout or stderr), and its bytes.
+
+    `whole` is False for what the log ended with before the line did.
+    """
 
     time: str
     stream: str
     data: bytes
+    whole: bool = True
 
 
 class Engine(Protocol):

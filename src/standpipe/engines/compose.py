@@ -201,7 +201,7 @@ class ComposeEngine:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise unavailable(error) from None  # the log goes on; whoever reads it begins again
         for stream, (began, data) in open_lines.items():
-            yield Line(began, stream, bytes(data))
+            yield Line(began, stream, bytes(data), whole=False)
 
     def stop(self, container: str, grace: int) -> None:
         """Send TERM, and KILL after `grace` seconds."""

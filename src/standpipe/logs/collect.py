@@ -31,7 +31,7 @@ RUN = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
 STREAMS = ("stdout", "stderr", "end")
 
-MOST_WAITING = 64_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
+MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 10_000  # lines that are written in one go
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
@@ -58,18 +58,20 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
             told, until = troubles.get(path, ("", 0.0))
             if time.monotonic() < until:
                 continue
-            assembly = known.setdefault(path, Assembly(path, say, alarm))
+            name = "/".join([*path.parts[-3:-1], path.stem])
             try:
-                assembly.advance()
-                assembly.clean_up()
+                if path not in known:
+                    known[path] = Assembly(path, say, alarm)
+                known[path].advance()
+                known[path].clean_up()
                 if troubles.pop(path, None):
-                    say(f"{assembly.name}: goes on")
-            except OSError as error:
-                message = f"{assembly.name}: {error.filename or 'its file'}: {error.strerror}; it is tried again"
+                    say(f"{name}: goes on")
+            except Exception as error:  # whatever is wrong with one run, the others go on
+                message = f"{name}: {error}; it is tried again"
                 if message != told:
                     alarm(message)
                 troubles[path] = (message, time.monotonic() + TRY_AGAIN)
-                del known[path]  # it begins anew, from what is on disk
+                known.pop(path, None)  # it begins anew, from what is on disk
         disks.look()
         if compress_after is not None and time.monotonic() - compressed_at > COMPRESS_EVERY:
             compressed_at = time.monotonic()
@@ -173,7 +175,7 @@ class Assembly:
                     self._append(lines)
                     lines.clear()
         self._append(lines)
-        if self._end and self._next == self._end["count"] + 1:
+        if self._end and self._next > self._end["count"]:  # more lines than that are no agreement either
             (self._compare if self._confirmed else self._close)(self._end)
 
     def _take(self, line: bytes, lines: list[bytes]) -> None:
@@ -208,8 +210,8 @@ class Assembly:
             elif fits and "base64" in record:
                 base64.b64decode(record["base64"], validate=True)
             elif fits:
-                fits = isinstance(record["text"], str)
-        except (ValueError, KeyError, TypeError):
+                record["text"].encode()  # half of a surrogate pair is no text
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if fits else None
 
@@ -287,6 +289,6 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     """Return a run's receipt, if it has one."""
     try:
         receipt = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return receipt if isinstance(receipt, dict) else None
+    except (FileNotFoundError, ValueError):
+        return None  # a damaged one is given anew
+    return receipt if isinstance(receipt, dict) and "sha256" in receipt else None

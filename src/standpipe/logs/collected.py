@@ -31,7 +31,8 @@ def files(pipeline: str | None = None, host: str | None = None) -> list[Path]:
         if name is not None and not pattern.fullmatch(name):
             raise UsageError(f"{name!r} cannot be the name of a host or a pipeline")
     found = paths.COLLECTED.glob(f"{host or '*'}/{pipeline or '*'}/*.log*")
-    return sorted((path for path in found if RUN.fullmatch(run_of(path))), key=run_of, reverse=True)
+    runs = (path for path in found if RUN.fullmatch(run_of(path)) and path.suffix in (".log", ".gz"))
+    return sorted(runs, key=run_of, reverse=True)
 
 
 def find(pipeline: str, host: str | None, run: str | None) -> Path:

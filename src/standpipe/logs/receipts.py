@@ -24,11 +24,14 @@ from standpipe.engines import Engine
 from standpipe.errors import EngineUnavailable, StandpipeError
 from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
+from standpipe.logs.follow import ContainerGone, lines_until_the_end
 
 ANSWER_WITHIN = 10  # seconds
 FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
 LOOK_AGAIN = (0.2, 5.0)  # seconds between two looks, at first and at most
+LATELY = 100  # logs of which the one is asked for that was confirmed last
 MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
+ROOM = 100_000_000  # bytes of a disk that a second copy of a log leaves free
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
 
 Teller = Callable[[str], None]
@@ -131,14 +134,15 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
 
     A collector that was restored from a backup lacks what came after that. Raises CollectorAway.
     """
-    lost: list[Run] = []
-    for count in (1, MOST_TO_LOSE):  # all are looked at where the newest is lost
-        for run in ledger.confirmed(count)[len(lost) :]:
-            if not paths.spool(run.pipeline, run.id).exists() or receipts.of(run):
+    here = [run for run in ledger.confirmed(LATELY) if paths.spool(run.pipeline, run.id).exists()]
+    if not here or receipts.of(here[0]):
+        return
+    lost = []
+    for run in ledger.confirmed(MOST_TO_LOSE):
+        if paths.spool(run.pipeline, run.id).exists():
+            if receipts.of(run):
                 break
             lost.append(run)
-        if len(lost) < count:
-            break
     for run in lost:
         ledger.unconfirm(run.id, datetime.now(UTC))
     if lost:
@@ -186,7 +190,8 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
                 accept(ledger, engine, run, receipt, say)
                 continue
             if is_overdue(run, collector, now):
-                ledger.escalate(run.id, f"its log is not confirmed by the collector {collector.address}")
+                since = f"{run.awaits_receipt_since:%F %H:%M} UTC"
+                ledger.escalate(run.id, f"its log is not confirmed by the collector {collector.address} since {since}")
             if not away:
                 sent_again = send_again_in_time(ledger, engine, run, collector, now, say) or sent_again
         except OSError as error:
@@ -201,9 +206,8 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
     """Note a receipt that is of this very log, and remove the container; one that is not is told, and kept apart."""
     path = paths.spool(run.pipeline, run.id)
     end = spool.end_of(path)
-    if end is None and path.exists():
-        make_whole(engine, run, say)  # and compared when it is looked at again
-        return
+    if end is None and make_whole(engine, run, say):
+        return  # compared when it is looked at again
     if end and (receipt.get("count"), receipt.get("sha256")) != (end["count"], end["sha256"]):
         told = "the collector's receipt is not of this log: one of them was changed"
         if told not in (run.detail or ""):
@@ -249,41 +253,55 @@ def send_again(engine: Engine, run: Run, say: Teller) -> None:
     if not spool.is_whole(path):
         make_whole(engine, run, say)
         return
+    if shutil.disk_usage(path.parent).free < path.stat().st_size + ROOM:
+        say(f"{run.pipeline}: there is no room to send the log of run {run.id} again: free some of {path.parent}")
+        return
     copy = path.with_suffix(".again")
-    shutil.copyfile(path, copy)
-    copy.chmod(0o600)
-    spool.flush(copy)
-    copy.rename(path)
+    try:
+        shutil.copyfile(path, copy)
+        copy.chmod(0o600)
+        spool.flush(copy)
+        copy.rename(path)
+    finally:
+        copy.unlink(missing_ok=True)
     spool.flush_directory(path.parent)
     say(f"{run.pipeline}: the log of run {run.id} is sent again, as the collector has not confirmed it")
 
 
-def make_whole(engine: Engine, run: Run, say: Teller) -> None:
-    """Make a run's spool anew from its container's log; what it was before is kept beside it."""
+def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
+    """Make a run's spool anew from its container's log; what it was before is kept beside it.
+
+    Returns False where there is nothing to make it from, and nothing left of it.
+    """
     path = paths.spool(run.pipeline, run.id)
     try:
         container = engine.find(run.pipeline, run.id)
     except EngineUnavailable:
-        return  # looked at again
+        return True  # looked at again
     if container is None:
         if not path.exists():
             say(f"{run.pipeline}: the log of run {run.id} is gone: there is neither a spool nor a container")
-        elif spool.is_closed(path):
+            return False
+        if spool.is_closed(path):
             say(f"{run.pipeline}: {path} was changed after it was closed, and its container is gone")
-        return
+        else:
+            spool.close_as_it_is(path, run.id)
+            say(f"{run.pipeline}: {path} was cut off, and its container is gone: it is closed with what is left")
+        return True
     if spool.is_closed(path):
         aside = path.with_suffix(f".changed-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
         path.rename(aside)
         say(f"{run.pipeline}: {path} was changed after it was closed: it is kept as {aside}")
     try:
         with spool.Spool(path, run.id) as file:
-            for line in engine.log(container.id):
+            for line in lines_until_the_end(engine, run.pipeline, run.id, container):
                 file.write(line)
             file.finish()
-    except EngineUnavailable as error:
-        say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error}")
-        return
-    say(f"{run.pipeline}: the log of run {run.id} is made anew from its container")
+    except (EngineUnavailable, ContainerGone) as error:
+        say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error or 'it is gone'}")
+    else:
+        say(f"{run.pipeline}: the log of run {run.id} is made anew from its container")
+    return True
 
 
 def forget(ledger: Ledger, confirmed_before: datetime, unknown_before: datetime) -> int:
@@ -292,7 +310,7 @@ def forget(ledger: Ledger, confirmed_before: datetime, unknown_before: datetime)
     Those are meant that were last written before an instant.
     """
     count = 0
-    for path in paths.SPOOL.glob("*/*.ndjson"):
+    for path in paths.SPOOL.glob("*/*"):  # what is kept of changed ones, too
         with suppress(FileNotFoundError):
             written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             run = ledger.run(path.stem) if written < max(confirmed_before, unknown_before) else None
