@@ -280,7 +280,7 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
         return True  # looked at again
     if container is None:
         if not path.exists():
-            say(f"{run.pipeline}: the log of run {run.id} is gone: there is neither a spool nor a container")
+            say(f"{run.pipeline}: the log of run {run.id} is no longer on this host: neither spool nor container")
             return False
         if spool.is_closed(path):
             say(f"{run.pipeline}: {path} was changed after it was closed, and its container is gone")
