@@ -102,6 +102,22 @@ def test_each_line_is_one_line_that_moves_no_cursor_and_there_is_a_receipt(
     assert collector.alarms == []
 
 
+def test_a_line_in_pieces_shows_where_it_goes_on_and_a_hole_that_the_host_knows_of_is_an_alarm(
+    tmp_path: Path, collector: Collector
+) -> None:
+    moment = "2026-11-23T03:00:00Z"
+    with spool.Spool(tmp_path / f"{RUN}.ndjson", RUN) as file:
+        file.write(Line(moment, "stdout", b"long, ", continues=True))
+        file.write(Line(moment, "stdout", b"and its end"))
+        file.write(Line(moment, "standpipe", b"lines may be missing here"))
+        file.finish()
+    collector.take_in((tmp_path / f"{RUN}.ndjson").read_bytes())
+    collector.look()
+    shown = ["stdout+ long, ", "stdout and its end", "standpipe lines may be missing here"]
+    assert collector.log[:3] == [f"{moment} {line}" for line in shown]
+    assert collector.alarms == [f"batch-1/arxlive/{RUN}: lines may be missing here"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(0, 40),

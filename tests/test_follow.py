@@ -1,15 +1,20 @@
-"""A log whose connection ends in the middle of a line."""
+"""A log that is read over connections that end, in lines of any length, from a beginning that may be gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
 
 import pytest
 
-from standpipe.engines import Container, Line
+from standpipe import paths
+from standpipe.engines import LONGEST_PIECE, Container, Line
+from standpipe.engines.compose import lines_of
 from standpipe.ledger import timestamp
-from standpipe.logs.follow import ContainerGone, lines_until_the_end
+from standpipe.logs import spool
+from standpipe.logs.follow import DROPPED, ContainerGone, lines_until_the_end, spool_log
 
 
 class Daemon:
@@ -29,13 +34,15 @@ class Daemon:
         )
 
 
-def line(text: bytes, whole: bool = True) -> Line:
-    return Line("2026-11-23T03:00:00Z", "stdout", text, whole)
+def line(text: bytes, whole: bool = True, second: int = 0) -> Line:
+    return Line(f"2026-11-23T03:00:{second:02}Z", "stdout", text, whole=whole)
+
+
+CONTAINER = Container("c", "n", "r", True, None, None, None, "", None, "")
 
 
 def read(daemon: Daemon) -> list[bytes]:
-    container = Container("c", "n", "r", True, None, None, None, "", None, "")
-    return [one.data for one in lines_until_the_end(daemon, "arxlive", "r", container)]  # type: ignore[arg-type]  # as much as is asked of it
+    return [one.data for one in lines_until_the_end(daemon, "arxlive", "r", CONTAINER)]  # type: ignore[arg-type]  # as much as is asked of it
 
 
 def test_a_line_that_a_connection_cut_off_is_read_whole_from_the_next() -> None:
@@ -50,3 +57,79 @@ def test_a_last_line_without_its_newline_is_kept() -> None:
 def test_a_container_that_is_removed_meanwhile_is_told() -> None:
     with pytest.raises(ContainerGone):
         read(Daemon([[line(b"one")]], gone=True))
+
+
+NUMBERED = [line(b"%d" % number, second=number) for number in range(10)]
+
+
+def spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: list[Line], log: list[Line]) -> list[bytes]:
+    """Return what a spool has that one runner began with `earlier`, and that another made of the log."""
+    path = tmp_path / "r.ndjson"
+    monkeypatch.setattr(paths, "spool", lambda _name, _run: path)
+    with spool.Spool(path, "r") as file:
+        for one in earlier:
+            file.write(one)
+    with path.open("ab") as cut_off:
+        cut_off.write(b'{"run": "r", "seq": 9')
+    spool_log(Daemon([log]), "arxlive", "r", CONTAINER)  # type: ignore[arg-type]  # as much as is asked of it
+    assert spool.is_whole(path)
+    *records, _end = spool.read(path)
+    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    return [spool.text(record) for record in records]
+
+
+def test_a_log_whose_beginning_is_there_is_spooled_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spooled(tmp_path, monkeypatch, NUMBERED[:4], NUMBERED) == [one.data for one in NUMBERED]
+
+
+@pytest.mark.parametrize("begins", [1, 2, 3, 4])
+def test_a_log_that_lost_its_beginning_goes_on_behind_what_was_spooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: int
+) -> None:
+    found = spooled(tmp_path, monkeypatch, NUMBERED[:4], NUMBERED[begins:])
+    told = [b for b in found if b == DROPPED.encode()]
+    assert [b for b in found if b not in told] == [one.data for one in NUMBERED]
+    assert len(told) == (begins > 3)  # only where what is between the two cannot be seen
+
+
+def test_a_log_of_which_nothing_is_left_keeps_what_was_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spooled(tmp_path, monkeypatch, NUMBERED[:4], []) == [one.data for one in NUMBERED[:4]]
+
+
+def test_a_log_that_loses_its_beginning_between_two_connections_goes_on_and_says_so() -> None:
+    read_on = read(Daemon([NUMBERED[:4], NUMBERED[2:6], NUMBERED[8:]]))
+    assert read_on == [*(b"%d" % number for number in range(6)), DROPPED.encode(), b"8", b"9"]
+
+
+def frames(*pieces: tuple[int, bytes]) -> Callable[[int], bytes]:
+    """Return what reads Docker's frames: of a stream (1, 2), with a time, each of 16 KiB of a line at most."""
+    stream = b""
+    for number, data in pieces:
+        for start in range(0, len(data), 16_384):
+            frame = b"2026-11-23T03:00:00.0Z " + data[start : start + 16_384]
+            stream += bytes([number, 0, 0, 0]) + len(frame).to_bytes(4, "big") + frame
+    return BytesIO(stream).read
+
+
+def test_the_frames_of_a_long_line_are_one_line_again() -> None:
+    long = b"x" * 100_000
+    lines = list(lines_of(frames((1, long), (2, b"between\n"), (1, b"end\n"), (1, b"open"))))
+    assert [(one.stream, one.data, one.whole) for one in lines] == [
+        ("stderr", b"between", True),
+        ("stdout", long + b"end", True),
+        ("stdout", b"open", False),
+    ]
+
+
+@pytest.mark.parametrize("size", [LONGEST_PIECE - 1, LONGEST_PIECE, LONGEST_PIECE + 1, 3 * LONGEST_PIECE + 7])
+@pytest.mark.parametrize("letter", [b"x", "é".encode(), "漢".encode(), b"\xff", b"\x80"])
+def test_a_line_that_is_too_long_for_a_record_comes_in_pieces(size: int, letter: bytes) -> None:
+    text = letter * (size // len(letter))
+    lines = list(lines_of(frames((1, text + b"\n"), (1, b"next\n"))))
+    pieces = lines[:-1]
+    assert b"".join(one.data for one in pieces) == text
+    assert [one.continues for one in pieces] == [True] * (len(pieces) - 1) + [False]
+    assert (len(pieces) == 1) == (len(text) <= LONGEST_PIECE)
+    assert all(0 < len(one.data) <= LONGEST_PIECE for one in pieces)
+    if letter not in (b"\xff", b"\x80"):
+        assert all(one.data.decode() for one in pieces)

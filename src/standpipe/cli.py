@@ -405,12 +405,13 @@ def show_line(line: Line) -> None:
     """Show a line of a run as it comes; to a terminal without what would move its cursor."""
     from standpipe.logs import spool
 
-    target = sys.stderr if line.stream == "stderr" else sys.stdout
+    target = sys.stdout if line.stream == "stdout" else sys.stderr
+    end = "" if line.continues else "\n"
     try:
         if target.isatty():
-            print(spool.printable(line.data), file=target, flush=True)
+            print(spool.printable(line.data), file=target, end=end, flush=True)
         else:
-            target.buffer.write(line.data + b"\n")
+            target.buffer.write(line.data + end.encode())
             target.flush()
     except OSError:
         # Whoever looked on has gone, or his disk is full; the run and its spool go on.
@@ -502,10 +503,11 @@ def call_logs(arguments: argparse.Namespace) -> int:
             print(json.dumps(record, ensure_ascii=False))
         elif record["stream"] != "end":
             stamp = f"{record['time']} " if arguments.timestamps else ""
+            end = "" if record.get("continues") and not stamp else "\n"
             if arguments.raw:
-                sys.stdout.buffer.write(stamp.encode() + spool.text(record) + b"\n")
+                sys.stdout.buffer.write(stamp.encode() + spool.text(record) + end.encode())
             else:
-                print(stamp + spool.printable(spool.text(record)))
+                print(stamp + spool.printable(spool.text(record)), end=end)
     return 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from ulid import ULID
 
 from standpipe import configuration, paths, slots
-from standpipe.engines import CannotStart, Container, Engine, Line
+from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
     STOPPED,
@@ -35,10 +35,9 @@ from standpipe.errors import (
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
 from standpipe.logs import spool
-from standpipe.logs.follow import ContainerGone, found, lines_until_the_end
+from standpipe.logs.follow import ContainerGone, Listener, found, spool_log
 from standpipe.pipeline import Pipeline, luigi_arguments
 
-Listener = Callable[[Line], None]
 Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
@@ -341,27 +340,12 @@ def follow(
     A spool that cannot be written does not end the run: its log stays in its container, which is
     kept for as long as the spool is not whole.
     """
-    lines = lines_until_the_end(engine, name, run_id, container)
     try:
-        write_spool(run_id, name, lines, listen)
+        with unhurried(), suppress(ContainerGone):
+            spool_log(engine, name, run_id, container, listen)
     except OSError as error:
-        say(f"{name}: the log of run {run_id} cannot be spooled ({error}); its container keeps it")
-        with suppress(ContainerGone):
-            for line in lines:
-                listen(line)
+        say(f"{name}: the log of run {run_id} could not be spooled ({error}); its container keeps it")
     ledger.ended(run_id)
-
-
-def write_spool(run_id: str, name: str, lines: Iterator[Line], listen: Listener) -> None:
-    """Write all lines to a run's spool, from its first record to its last.
-
-    Where the container is removed meanwhile, what an earlier writer had of its log stays.
-    """
-    with unhurried(), spool.Spool(paths.spool(name, run_id), run_id) as file, suppress(ContainerGone):
-        for line in lines:
-            file.write(line)
-            listen(line)
-        file.finish()
 
 
 @contextmanager
@@ -504,8 +488,9 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     engine.free(container)
     if not spool.is_closed(paths.spool(name, run_id)):
         try:
-            write_spool(run_id, name, lines_until_the_end(engine, name, run_id, container), lambda _line: None)
-        except OSError:
+            with unhurried():
+                spool_log(engine, name, run_id, container)
+        except (OSError, ContainerGone):
             return  # `reconcile` tries again; `doctor` tells of it
     if noted.unconfirmed_since is None:
         engine.remove(container)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from standpipe.errors import StandpipeError
+
+LONGEST_PIECE = 1 << 20  # bytes of a line; what is longer travels in pieces, so that none is too long for a record
 
 
 class CannotStart(StandpipeError):
@@ -43,13 +45,15 @@ class Container:
 class Line:
     """One line of a container's log: when (RFC 3339), which stream (stdout or stderr), and its bytes.
 
+    A longer line than LONGEST_PIECE comes as several; `continues` is True for all of them but the last.
     `whole` is False for what the log ended with before the line did.
     """
 
     time: str
     stream: str
     data: bytes
-    whole: bool = True
+    continues: bool = False
+    whole: bool = field(default=True, compare=False)
 
 
 class Engine(Protocol):

@@ -10,12 +10,12 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from standpipe import paths
-from standpipe.engines import CannotStart, Container, Line
+from standpipe.engines import LONGEST_PIECE, CannotStart, Container, Line
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable
 
 if TYPE_CHECKING:
@@ -177,31 +177,18 @@ class ComposeEngine:
         )
 
     def log(self, container: str) -> Iterator[Line]:
-        """Read the log's frames from the first on; pieces of a long line (16 KiB each) are joined again.
-
-        Source: the stream format of https://docs.docker.com/reference/api/engine/ (ContainerAttach).
-        """
+        """Read the log from its first line on."""
         import requests
         import urllib3
 
         address = f"{self.api.base_url}/v{self.api.api_version}/containers/{container}/logs"
         parameters = {"follow": 1, "stdout": 1, "stderr": 1, "timestamps": 1}
-        open_lines: dict[str, tuple[str, bytearray]] = {}
         try:
             with self.api.get(address, params=parameters, stream=True, timeout=None) as response:
                 response.raise_for_status()
-                while len(header := response.raw.read(8)) == 8:
-                    stream = "stderr" if header[0] == 2 else "stdout"
-                    time, _, piece = response.raw.read(int.from_bytes(header[4:8], "big")).partition(b" ")
-                    began, data = open_lines.setdefault(stream, (time.decode("ascii", "replace"), bytearray()))
-                    data += piece
-                    if data.endswith(b"\n"):
-                        del open_lines[stream]
-                        yield Line(began, stream, bytes(data[:-1]))
+                yield from lines_of(response.raw.read)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise unavailable(error) from None  # the log goes on; whoever reads it begins again
-        for stream, (began, data) in open_lines.items():
-            yield Line(began, stream, bytes(data), whole=False)
 
     def stop(self, container: str, grace: int) -> None:
         """Send TERM, and KILL after `grace` seconds."""
@@ -289,3 +276,29 @@ def bad_compose_file(pipeline: str, why: str) -> CannotStart:
     """Say that the Compose file cannot be used: a matter of the declaration, told with the exit code for that."""
     message = f"{paths.compose_file(pipeline)} cannot be used: run site.yml on this host ({why})"
     return CannotStart("policy", message, ConfigurationError.exit_code)
+
+
+def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
+    """Yield the lines of a log that comes in frames, each of 16 KiB of a line at most; they are joined again.
+
+    Source: the stream format of https://docs.docker.com/reference/api/engine/ (ContainerAttach).
+    """
+    open_lines: dict[str, tuple[str, bytearray]] = {}
+    while len(header := read(8)) == 8:
+        stream = "stderr" if header[0] == 2 else "stdout"
+        time, _, frame = read(int.from_bytes(header[4:8], "big")).partition(b" ")
+        began, data = open_lines.setdefault(stream, (time.decode("ascii", "replace"), bytearray()))
+        data += frame
+        ends = data.endswith(b"\n")
+        if ends:
+            del open_lines[stream], data[-1:]
+        while len(data) > LONGEST_PIECE:
+            cut = LONGEST_PIECE
+            while cut > LONGEST_PIECE - 4 and data[cut] & 0xC0 == 0x80:  # no letter of UTF-8 is cut in two
+                cut -= 1
+            yield Line(began, stream, bytes(data[:cut]), continues=True)
+            del data[:cut]
+        if ends:
+            yield Line(began, stream, bytes(data))
+    for stream, (began, data) in open_lines.items():
+        yield Line(began, stream, bytes(data), whole=False)

@@ -29,7 +29,7 @@ HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 PIPELINE = re.compile(r"[a-z][a-z0-9-]{1,21}")
 RUN = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
-STREAMS = ("stdout", "stderr", "end")
+STREAMS = ("stdout", "stderr", "standpipe", "end")
 
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 10_000  # lines that are written in one go
@@ -219,7 +219,10 @@ class Assembly:
         self._digest.update(line)
         if self._next > self._written and not self._confirmed:
             text = spool.one_line(spool.text(record))
-            lines.append(f"{record['time']} {record['stream']} {text}\n".encode())
+            goes_on = "+" if record.get("continues") else ""
+            lines.append(f"{record['time']} {record['stream']}{goes_on} {text}\n".encode())
+            if record["stream"] == "standpipe":
+                self._alarm(f"{self.name}: {text}")
         self._next += 1
 
     def _append(self, lines: list[bytes]) -> None:

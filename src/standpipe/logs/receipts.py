@@ -24,7 +24,7 @@ from standpipe.engines import Engine
 from standpipe.errors import EngineUnavailable, StandpipeError
 from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
-from standpipe.logs.follow import ContainerGone, lines_until_the_end
+from standpipe.logs.follow import ContainerGone, spool_log
 
 ANSWER_WITHIN = 10  # seconds
 FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
@@ -293,10 +293,7 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
         path.rename(aside)
         say(f"{run.pipeline}: {path} was changed after it was closed: it is kept as {aside}")
     try:
-        with spool.Spool(path, run.id) as file:
-            for line in lines_until_the_end(engine, run.pipeline, run.id, container):
-                file.write(line)
-            file.finish()
+        spool_log(engine, run.pipeline, run.id, container)
     except (EngineUnavailable, ContainerGone) as error:
         say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error or 'it is gone'}")
     else:

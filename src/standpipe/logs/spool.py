@@ -1,9 +1,11 @@
 """A run's log lines on the host: numbered, one JSON object a line, closed by a count and a digest.
 
 A line is `{"run", "seq", "time", "stream", "text"}`, with `"base64"` in the place of `"text"` where
-the bytes are not UTF-8, or would be too long as text. It is printable ASCII, so that nothing on the
-way has a reason to change it. The closing record has the stream `end`, the count of the lines before it
-and the SHA-256 of those lines as they stand in the file.
+the bytes are not UTF-8, or would be too long as text, and with `"continues": true` where the next
+record of the stream goes on with it. It is printable ASCII, so that nothing on the way has a reason to
+change it. The stream `standpipe` is no container's: it says what is wrong with the log. The closing
+record has the stream `end`, the count of the lines before it and the SHA-256 of those lines as they
+stand in the file.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 from standpipe.engines import Line
 from standpipe.errors import InternalError
 
-LONGEST_TEXT = 1_500_000  # bytes of a record; 1 MiB of control characters would be six times as long as text
+LONGEST_RECORD = 1_500_000  # bytes; 1 MiB of control characters would be six times as long as text
 
 # What would move a terminal's cursor, turn its text around, or forge a line: shown as its number.
 UNSEEN = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -34,6 +36,7 @@ class Spool:
 
     A run that is followed again is written over what is there: the container's log is the same from
     its start, so the bytes are too, and whoever is reading the file meanwhile sees none of it vanish.
+    Where Docker has dropped that start, `keep` goes on behind what is there.
     """
 
     def __init__(self, path: Path, run: str) -> None:
@@ -55,22 +58,32 @@ class Spool:
         """Close the file as it is."""
         self._file.close()
 
+    def keep(self) -> None:
+        """Go on behind the whole records that an earlier writer left."""
+        size = 0
+        with self._path.open("rb") as file:
+            for record in file:
+                if not record.endswith(b"\n"):
+                    break
+                self._digest.update(record)
+                self.count += 1
+                size += len(record)
+        self._file.seek(size)
+
     def write(self, line: Line) -> None:
         """Append one line, where a reader of the file sees it at once."""
         head = {"run": self._run, "seq": self.count + 1, "time": line.time, "stream": line.stream}
+        head |= {"continues": True} if line.continues else {}
         try:
             record = json.dumps(head | {"text": line.data.decode()}).replace("\x7f", "\\u007f")
         except UnicodeDecodeError:
             record = ""
-        if not record or len(record) > LONGEST_TEXT:
+        if not record or len(record) > LONGEST_RECORD:
             record = json.dumps(head | {"base64": base64.b64encode(line.data).decode()})
-        self.append(record.encode() + b"\n")
-
-    def append(self, record: bytes) -> None:
-        """Append a record as it is to stand in the file, its newline included."""
-        self._file.write(record)
+        data = record.encode() + b"\n"
+        self._file.write(data)
         self._file.flush()
-        self._digest.update(record)
+        self._digest.update(data)
         self.count += 1
 
     def finish(self) -> None:
@@ -110,11 +123,8 @@ def close_as_it_is(path: Path, run: str) -> None:
     """Close the spool of a run whose container is gone: what is there is all that there will be."""
     if is_closed(path):
         return
-    before = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     with Spool(path, run) as spool:
-        for record in before:
-            if record.endswith(b"\n"):
-                spool.append(record)
+        spool.keep()
         spool.finish()
 
 
@@ -132,6 +142,23 @@ def end_of(path: Path) -> dict[str, Any] | None:
         return {**last} if last["stream"] == "end" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def first_and_last(path: Path) -> tuple[Line, Line] | None:
+    """Return the first and the last whole line of a spool that is not closed, or None where it has none."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            file.seek(max(0, path.stat().st_size - 2 * LONGEST_RECORD))
+            last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        return line_of(json.loads(first)), line_of(json.loads(last))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def line_of(record: dict[str, Any]) -> Line:
+    """Return the line that was made a record."""
+    return Line(record["time"], record["stream"], text(record), bool(record.get("continues")))
 
 
 def is_whole(path: Path) -> bool:
