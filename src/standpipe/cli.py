@@ -26,7 +26,7 @@ from standpipe.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from standpipe.engines import Line
@@ -153,6 +153,24 @@ def parser() -> argparse.ArgumentParser:
         "--compress-after", type=int, metavar="DAYS", help="compress runs' files that are older (never, unless given)"
     )
     collect.set_defaults(call=call_collect)
+
+    scan = commands.add_parser(
+        "scan",
+        help="look for secrets in an image, or in files",
+        description="Looks for secrets in every layer of an image, its configuration and its history, and in the "
+        "archives there: for what looks like one, and for known values, plain and in base64, hex and other forms. "
+        "Says where, never which. Exit code 78 where something is found.",
+    )
+    scanned = scan.add_mutually_exclusive_group(required=True)
+    scanned.add_argument("image", nargs="?", help="a name, a tag or an id")
+    scanned.add_argument("--files", metavar="PATH", help="a file, or all files below a directory, instead of an image")
+    scan.add_argument(
+        "--known",
+        metavar="FILE",
+        help="values to look for, one a line (- for standard input); on a host, those of its credentials files as well",
+    )
+    scan.add_argument("--json", action="store_true")
+    scan.set_defaults(call=call_scan)
 
     check = commands.add_parser(
         "validate",
@@ -612,6 +630,52 @@ def call_collect(arguments: argparse.Namespace) -> int:
         None if arguments.compress_after is None else timedelta(days=arguments.compress_after),
     )
     return 0
+
+
+def call_scan(arguments: argparse.Namespace) -> int:
+    """Look for secrets; tell where they are."""
+    from pathlib import Path
+
+    from standpipe import configuration
+    from standpipe.engines.compose import ComposeEngine
+    from standpipe.scan.image import scan_files, scan_image
+    from standpipe.scan.secrets import Detector
+
+    known = {value.encode() for value in configuration.all_credentials()}
+    if arguments.known:
+        try:
+            text = sys.stdin.buffer.read() if arguments.known == "-" else Path(arguments.known).read_bytes()
+        except OSError as error:
+            raise UsageError(f"--known {arguments.known} cannot be read: {error.strerror}") from None
+        known |= set(text.splitlines())
+    detector = Detector(known)
+    if arguments.files:
+        if not os.access(arguments.files, os.R_OK):
+            raise UsageError(f"--files {arguments.files} is not there, or cannot be read")
+        scanned = scan_files(Path(arguments.files), detector)
+    else:
+        scanned = scan_image(shown(ComposeEngine().saved(arguments.image)), detector)
+    if arguments.json:
+        parts = {key: [finding._asdict() for finding in found] for key, found in scanned._asdict().items()}
+        print(json.dumps({"schema": 1, **parts}, indent=1))
+    else:
+        for finding in scanned.findings:
+            print(f"{finding.place}: {finding.what}")
+        for finding in scanned.closed:
+            print(f"{finding.place}: could not be looked into: {finding.what}", file=sys.stderr)
+        if not scanned.findings:
+            print(f"no secret found ({len(known)} values were known)")
+    return ConfigurationError.exit_code if scanned.findings else 0
+
+
+def shown(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass on what comes in pieces, with a sign of progress for a person who looks on."""
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, desc="looked through", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for piece in pieces:
+            bar.update(len(piece))
+            yield piece
 
 
 def call_validate(arguments: argparse.Namespace) -> int:

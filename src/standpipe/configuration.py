@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,24 @@ def settings() -> Settings:
     except ValidationError as error:
         told = "; ".join(f"{finding['loc'][0]}: {finding['msg']}" for finding in error.errors())
         raise ConfigurationError(f"{paths.SETTINGS} is damaged: {REMEDY} ({told})") from None
+
+
+def credentials(name: str) -> list[str]:
+    """Return the secret values of a pipeline's credentials file, as far as this process can read it."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(paths.CREDENTIALS / name)
+    except (OSError, configparser.Error):
+        return []
+    pairs = (pair for section in parser.sections() for pair in parser[section].items())
+    return [value for key, value in pairs if key.endswith(("_key_id", "_key", "_token")) and value]
+
+
+def all_credentials() -> list[str]:
+    """Return the secret values of all credentials files of this host, as far as this process can read them."""
+    if not os.access(paths.CREDENTIALS, os.R_OK):
+        return []
+    return [value for path in paths.CREDENTIALS.iterdir() for value in credentials(path.name)]
 
 
 def read(path: Path) -> Any:

@@ -6,7 +6,6 @@ sent; what could not be sent is tried again by the next command that has somethi
 
 from __future__ import annotations
 
-import configparser
 import logging
 import re
 import socket
@@ -18,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from standpipe import paths, report
+from standpipe.configuration import credentials
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
@@ -112,7 +112,7 @@ def last_lines(name: str, run: str, count: int) -> Iterator[str]:
     path = paths.spool(name, run)
     if not path.exists() or not count:
         return
-    known = list(credentials_of(name))
+    known = credentials(name)
     lines = [spool.printable(spool.text(record)) for record in spool.read(path) if record["stream"] != "end"]
     for line in lines[-count:]:
         for value in known:
@@ -120,17 +120,6 @@ def last_lines(name: str, run: str, count: int) -> Iterator[str]:
         for pattern in SECRETS:
             line = pattern.sub("***", line)
         yield line
-
-
-def credentials_of(name: str) -> Iterator[str]:
-    """Yield the values in a pipeline's credentials file, to be kept out of messages."""
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read(paths.CREDENTIALS / name)
-    except (OSError, configparser.Error):
-        return
-    for section in parser.sections():
-        yield from (value for value in parser[section].values() if len(value) > 7)
 
 
 def ping(say: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from standpipe import paths
 from standpipe.engines import LONGEST_PIECE, CannotStart, Container, Line
-from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable
+from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -27,6 +27,7 @@ START_WITHIN = 600  # seconds for Compose to make and start a container
 NEVER_BUILD = "services: {luigi: {build: !reset null}}"
 RUN_LABEL = "standpipe.run"
 PIPELINE_LABEL = "standpipe.pipeline"
+SAVED_AT_ONCE = 1 << 20  # bytes
 COMMIT_LABEL = "org.opencontainers.image.revision"
 
 # What Docker and Compose say (versions 20.10 to 29), in lower case, and what it means for a run.
@@ -207,6 +208,18 @@ class ComposeEngine:
     def has_image(self, pipeline: str) -> bool:
         """Ask for the image that the role put in service."""
         return self._ask("inspect_image", self._in_service(pipeline)) is not None
+
+    def saved(self, image: str) -> Iterator[bytes]:
+        """Yield an image as `docker save` writes it. Raises UsageError where there is none of that name."""
+        import requests
+        from docker.errors import APIError
+
+        if self._ask("inspect_image", image) is None:
+            raise UsageError(f"there is no image {image} on this host: docker images")
+        try:
+            yield from self.api.get_image(image, chunk_size=SAVED_AT_ONCE)
+        except (requests.RequestException, APIError) as error:
+            raise unavailable(error) from None
 
     def discard_images(self, pipeline: str, keep: int) -> list[str]:
         """Remove the oldest images of the pipeline's repository; Docker itself refuses those in use."""

@@ -1,0 +1,122 @@
+"""Every file of an archive, and of the archives in it."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+CHUNK = 4_000_000  # bytes that are looked at in one go
+IN_MEMORY = 32_000_000  # bytes of an inner archive; a larger one goes to disk meanwhile
+DEEPEST = 8  # archives in one another
+LARGEST = 20_000_000_000  # bytes that one outer archive may unpack to
+
+Opener = Callable[..., Any]
+COMPRESSED: dict[bytes, Opener] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+ZIP = b"PK\x03\x04"
+CLOSED = {b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
+DAMAGED = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    ValueError,
+)
+
+Place = tuple[str, ...]  # the path in the outer archive, then that in the archive there, and so on
+See = Callable[[Place, Iterator[bytes]], None]
+
+
+@dataclass
+class Walk:
+    """Shows every file of an archive to `see`, with its place, in pieces; notes what cannot be opened in `closed`."""
+
+    see: See
+    closed: dict[Place, str] = field(default_factory=dict)
+    unpacked: int = 0
+
+    def tar(self, file: IO[bytes], place: Place = ()) -> None:
+        """Walk through a tar archive; it need not be seekable. Raises what tarfile raises where it is none."""
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for member in archive:
+                words = " ".join([member.name, member.linkname, *map(str, member.pax_headers.values())])
+                self.see((*place, member.name), iter([words.encode(errors="surrogateescape")]))
+                content = archive.extractfile(member) if member.isreg() else None
+                if content:
+                    self.file(content, (*place, member.name))
+
+    def directory(self, top: Path) -> None:
+        """Walk through the files below a directory."""
+        for path in sorted(top.rglob("*") if top.is_dir() else [top]):
+            if path.is_file() and not path.is_symlink():
+                with path.open("rb") as content:
+                    self.file(content, (str(path),))
+
+    def file(self, content: IO[bytes], place: Place) -> None:
+        """Look at a file, and into it where it is an archive."""
+        head = content.read(512)
+        opens = next((opens for magic, opens in COMPRESSED.items() if head.startswith(magic)), None)
+        for magic, name in CLOSED.items():
+            if head.startswith(magic):
+                self.closed[place] = name
+        if not (opens or head.startswith(ZIP) or is_tar(head)):
+            self.see(place, self._pieces(head, content))
+            return
+        if len(place) > DEEPEST:
+            self.closed[place] = "an archive in too many others"
+            self.see(place, self._pieces(head, content))
+            return
+        with tempfile.SpooledTemporaryFile(IN_MEMORY, dir="/var/tmp") as kept:  # no name, and no memory
+            kept.write(head)
+            shutil.copyfileobj(content, kept, CHUNK)
+            kept.seek(0)
+            try:
+                self._archive(kept, opens, place)
+            except DAMAGED as error:
+                self.closed[place] = f"damaged ({type(error).__name__})"
+                kept.seek(0)
+                self.see(place, self._pieces(b"", kept))
+
+    def _archive(self, kept: Any, opens: Opener | None, place: Place) -> None:
+        if opens:
+            with opens(kept) as content:
+                self.file(content, (*place, ""))
+        elif is_tar(kept.read(512)):
+            kept.seek(0)
+            self.tar(kept, place)
+        else:
+            kept.seek(0)
+            with zipfile.ZipFile(kept) as archive:
+                self.see(place, iter([archive.comment]))
+                for member in archive.infolist():
+                    self.see((*place, member.filename), iter([member.filename.encode(), member.comment, member.extra]))
+                    with archive.open(member) as content:
+                        self.file(content, (*place, member.filename))
+
+    def _pieces(self, head: bytes, content: IO[bytes]) -> Iterator[bytes]:
+        yield head + content.read(CHUNK)
+        while piece := content.read(CHUNK):
+            self.unpacked += len(piece)
+            if self.unpacked > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST / 1e9:.0f} GB")
+            yield piece
+
+
+def is_tar(head: bytes) -> bool:
+    """Say whether a file begins as a tar archive does: with a header whose checksum is right."""
+    with suppress(tarfile.TarError, ValueError):
+        return len(head) == tarfile.BLOCKSIZE and bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
+    return False
