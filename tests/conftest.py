@@ -110,10 +110,10 @@ class ProcessEngine:
         self.removed.append(container.id)
         del self.made[container.id]
 
-    def has_image(self, pipeline: str) -> bool:
+    def has_image(self, pipeline: str, image: str | None = None) -> bool:
         return True
 
-    def discard_images(self, pipeline: str, keep: int) -> list[str]:
+    def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
         return []
 
     def version(self) -> str:

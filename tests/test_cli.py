@@ -124,7 +124,7 @@ def test_the_runs_of_a_damaged_ledger_are_recovered(
     data[middle : middle + 4096] = b"\xff" * 4096
     paths.LEDGER.write_bytes(data)
     monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.containers", lambda _self: [])
-    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_images", lambda _self, _name, _keep: [])
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_images", lambda *_arguments: [])
     assert main(["reconcile", "--no-wait"]) == 0
     told = capsys.readouterr().err
     assert "runs were recovered" in told

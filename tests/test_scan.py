@@ -198,6 +198,7 @@ def test_an_image_without_a_secret_is_clean() -> None:
         "root/.netrc": b"# none",
         "etc/pip.conf": b"[global]\nindex-url = https://${USER}:${TOKEN}@pypi.example.org/simple",
         "lib/gnutls.so": b"\x7fELF\x02" + KEY,  # a library's self-tests
+        "opt/venv/lib/python3.13/site-packages/tornado/test/test.key": KEY,
         "a.pub": b"-----BEGIN PUBLIC KEY-----\n" + b"A" * 64,
     }
     environment = [
@@ -246,6 +247,7 @@ def test_the_command_says_where_and_not_which(
     assert json.loads(capsys.readouterr().out)["findings"] == [
         {"place": f"{tmp_path}/file", "what": "a known secret in base64"}
     ]
+    assert cli.main([*command, "--accept", "*/file"]) == 0
     (tmp_path / "file").write_bytes(b"nothing")
     assert cli.main(command) == 0
     assert cli.main(["scan", "--files", str(tmp_path / "none")]) == 2

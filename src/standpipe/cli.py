@@ -154,6 +154,19 @@ def parser() -> argparse.ArgumentParser:
     )
     collect.set_defaults(call=call_collect)
 
+    releases = commands.add_parser("releases", help="what was in service of a pipeline, and can be again")
+    releases.add_argument("name", nargs="?")
+    releases.add_argument("--keep", action="store_true", help="keep what is in service now (site.yml does)")
+    releases.add_argument("--json", action="store_true")
+    releases.set_defaults(call=call_releases)
+
+    roll_back = commands.add_parser(
+        "roll-back", help="put in service what was before, image and configuration; the next run uses it"
+    )
+    roll_back.add_argument("name")
+    roll_back.add_argument("--to", metavar="RELEASE", help="one that `standpipe releases` lists, instead of the last")
+    roll_back.set_defaults(call=call_roll_back)
+
     scan = commands.add_parser(
         "scan",
         help="look for secrets in an image, or in files",
@@ -169,6 +182,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="values to look for, one a line (- for standard input); on a host, those of its credentials files as well",
     )
+    scan.add_argument(
+        "--accept",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="a place that is no matter, such as '*/a/test.key'",
+    )
+    scan.add_argument("--once", action="store_true", help="do not look again at an image that was found clean")
     scan.add_argument("--json", action="store_true")
     scan.set_defaults(call=call_scan)
 
@@ -197,13 +218,20 @@ def day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is no date: write YYYY-MM-DD") from None
 
 
+def require_root() -> None:
+    """Raise NotWritable where this process is not root: what a host keeps is root's alone."""
+    from standpipe import paths
+
+    if os.geteuid() != 0 and "STANDPIPE_ROOT" not in os.environ:
+        raise NotWritable(f"{paths.STATE} is root's alone: use sudo, or ansible with --become")
+
+
 def open_ledger() -> Ledger:
     """Open this host's ledger, which is root's alone."""
     from standpipe import paths
     from standpipe.ledger import Ledger
 
-    if os.geteuid() != 0 and "STANDPIPE_ROOT" not in os.environ:
-        raise NotWritable(f"{paths.LEDGER} is root's alone: use sudo, or ansible with --become")
+    require_root()
     try:
         return Ledger(paths.LEDGER)
     except LedgerDamaged:
@@ -632,11 +660,55 @@ def call_collect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def call_releases(arguments: argparse.Namespace) -> int:
+    """List the releases of pipelines; or keep what is in service, and say what was kept."""
+    from standpipe import configuration, releases, report
+
+    require_root()
+    names = [configuration.load(arguments.name).name] if arguments.name else configuration.names()
+    if arguments.keep:
+        for name in names:
+            if release := releases.keep(name, configuration.load(name).keep_images):
+                print(f"{name}: kept {release.name}, with the image {release.image}")
+        return 0
+    found = {name: releases.kept(name) for name in names}
+    if arguments.json:
+        listed = {name: [vars(release) for release in kept] for name, kept in found.items()}
+        print(json.dumps({"schema": 1, "releases": listed}, indent=1))
+    else:
+        print(report.releases(found))
+    return 0
+
+
+def call_roll_back(arguments: argparse.Namespace) -> int:
+    """Go back to an earlier release, and register it."""
+    from functools import partial
+
+    from standpipe import configuration, releases, runner
+    from standpipe.engines.compose import ComposeEngine
+
+    require_root()
+    name = configuration.load(arguments.name).name
+    engine = ComposeEngine()
+    release = releases.roll_back(name, partial(engine.has_image, name), arguments.to)
+    ledger = open_ledger()
+    runner.register(ledger, name, configuration.load(name), datetime.now(UTC))
+    note(f"{name}: rolled back to the release {release.name} by {who_asks()}")
+    print(f"{name}: the next run uses the release {release.name}, with the image {release.image}")
+    running = ledger.running(name)
+    if running:
+        print(f"{name}: run {running.id} goes on as it was started")
+    print("the next site.yml puts in service what the inventory declares: change it there as well")
+    return 0
+
+
 def call_scan(arguments: argparse.Namespace) -> int:
     """Look for secrets; tell where they are."""
+    import hashlib
+    from fnmatch import fnmatchcase
     from pathlib import Path
 
-    from standpipe import configuration
+    from standpipe import configuration, paths
     from standpipe.engines.compose import ComposeEngine
     from standpipe.scan.image import scan_files, scan_image
     from standpipe.scan.secrets import Detector
@@ -648,24 +720,36 @@ def call_scan(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"--known {arguments.known} cannot be read: {error.strerror}") from None
         known |= set(text.splitlines())
-    detector = Detector(known)
+    clean = None
     if arguments.files:
         if not os.access(arguments.files, os.R_OK):
             raise UsageError(f"--files {arguments.files} is not there, or cannot be read")
-        scanned = scan_files(Path(arguments.files), detector)
+        scanned = scan_files(Path(arguments.files), Detector(known))
     else:
-        scanned = scan_image(shown(ComposeEngine().saved(arguments.image)), detector)
+        engine = ComposeEngine()
+        image = engine.image_id(arguments.image)
+        asked = hashlib.sha256(repr((image, sorted(known), arguments.accept)).encode()).hexdigest()
+        clean = paths.CLEAN / asked if arguments.once else None
+        if clean and clean.exists() and not arguments.json:
+            print(f"{arguments.image} was looked through already, and no secret found")
+            return 0
+        scanned = scan_image(shown(engine.saved(image)), Detector(known))
+    findings = [found for found in scanned.findings if not any(fnmatchcase(found.place, a) for a in arguments.accept)]
     if arguments.json:
-        parts = {key: [finding._asdict() for finding in found] for key, found in scanned._asdict().items()}
-        print(json.dumps({"schema": 1, **parts}, indent=1))
+        parts = {"findings": findings, "closed": scanned.closed}
+        listed = {key: [finding._asdict() for finding in found] for key, found in parts.items()}
+        print(json.dumps({"schema": 1, **listed}, indent=1))
     else:
-        for finding in scanned.findings:
+        for finding in findings:
             print(f"{finding.place}: {finding.what}")
         for finding in scanned.closed:
             print(f"{finding.place}: could not be looked into: {finding.what}", file=sys.stderr)
-        if not scanned.findings:
+        if not findings:
             print(f"no secret found ({len(known)} values were known)")
-    return ConfigurationError.exit_code if scanned.findings else 0
+    if clean and not findings:
+        clean.parent.mkdir(parents=True, exist_ok=True)
+        clean.touch()
+    return ConfigurationError.exit_code if findings else 0
 
 
 def shown(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -71,6 +71,15 @@ def settings() -> Settings:
         raise ConfigurationError(f"{paths.SETTINGS} is damaged: {REMEDY} ({told})") from None
 
 
+def image_of(path: Path) -> str:
+    """Return the image that the settings of a Compose file name. Raises ConfigurationError where they are gone."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
+    return next((line.partition("=")[2] for line in lines if line.startswith("STANDPIPE_IMAGE=")), "")
+
+
 def credentials(name: str) -> list[str]:
     """Return the secret values of a pipeline's credentials file, as far as this process can read it."""
     parser = configparser.ConfigParser(interpolation=None)

@@ -7,6 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from standpipe.ledger import Ledger, Registered, Run, instant, timestamp
+from standpipe.releases import Release
 
 SCHEMA = 1
 RECEIPTS_TAKE = timedelta(minutes=1)  # what is confirmed sooner is not worth a word
@@ -172,6 +173,22 @@ def duration(seconds: float, tenths: bool = True) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{whole:02}s" if minutes else f"{whole}s"
+
+
+def releases(found: dict[str, list[Release]]) -> str:
+    """Return the releases of pipelines as a table, the newest first."""
+    rows = [
+        (
+            name,
+            release.name,
+            release.image,
+            release.kept_at[:16].replace("T", " "),
+            "in service" if release.in_service else "rolled back" if release.rolled_back else "",
+        )
+        for name, kept in found.items()
+        for release in kept
+    ]
+    return table([("PIPELINE", "RELEASE", "IMAGE", "SINCE (UTC)", ""), *rows]) if rows else "no release is kept yet"
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

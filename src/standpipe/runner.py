@@ -21,7 +21,7 @@ from typing import Any
 
 from ulid import ULID
 
-from standpipe import configuration, paths, slots
+from standpipe import configuration, paths, releases, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
@@ -520,7 +520,8 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     for patiently in sorted({False, wait}):  # first what takes no waiting
         settle_the_dead(ledger, engine, None, say, wait=patiently)
     for pipeline in pipelines:
-        for image in engine.discard_images(pipeline.name, pipeline.keep_images):
+        kept = frozenset(release.image for release in releases.kept(pipeline.name))
+        for image in engine.discard_images(pipeline.name, pipeline.keep_images, kept):
             say(f"removed the image {image}")
     if errors:
         raise errors[0]

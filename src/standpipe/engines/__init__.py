@@ -95,10 +95,10 @@ class Engine(Protocol):
     def remove(self, container: Container) -> None:
         """Remove an ended container, and its log with it."""
 
-    def has_image(self, pipeline: str) -> bool:
-        """Say whether the image that is in service is there to be started."""
+    def has_image(self, pipeline: str, image: str | None = None) -> bool:
+        """Say whether the image that is in service, or another, is there to be started."""
 
-    def discard_images(self, pipeline: str, keep: int) -> list[str]:
+    def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
         """Remove a pipeline's images but the newest `keep` and those in use; return what was removed."""
 
     def version(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from standpipe import paths
+from standpipe import configuration, paths
 from standpipe.engines import LONGEST_PIECE, CannotStart, Container, Line
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 
@@ -205,29 +205,42 @@ class ComposeEngine:
         """Remove an ended container; Docker refuses one that runs."""
         self._ask("remove_container", container.id)
 
-    def has_image(self, pipeline: str) -> bool:
-        """Ask for the image that the role put in service."""
-        return self._ask("inspect_image", self._in_service(pipeline)) is not None
+    def has_image(self, pipeline: str, image: str | None = None) -> bool:
+        """Ask for the image that the role put in service, or for another."""
+        return self._ask("inspect_image", image or self._in_service(pipeline)) is not None
+
+    def image_id(self, image: str) -> str:
+        """Return the id of an image. Raises UsageError where there is none of that name."""
+        seen = self._ask("inspect_image", image)
+        if seen is None:
+            raise UsageError(f"there is no image {image} on this host: docker images")
+        return str(seen["Id"])
 
     def saved(self, image: str) -> Iterator[bytes]:
-        """Yield an image as `docker save` writes it. Raises UsageError where there is none of that name."""
+        """Yield an image as `docker save` writes it."""
         import requests
         from docker.errors import APIError
 
-        if self._ask("inspect_image", image) is None:
-            raise UsageError(f"there is no image {image} on this host: docker images")
         try:
             yield from self.api.get_image(image, chunk_size=SAVED_AT_ONCE)
         except (requests.RequestException, APIError) as error:
             raise unavailable(error) from None
 
-    def discard_images(self, pipeline: str, keep: int) -> list[str]:
-        """Remove the oldest images of the pipeline's repository; Docker itself refuses those in use."""
+    def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
+        """Remove the oldest images of the pipeline's repository, those in `rather` last of all.
+
+        Docker itself refuses those in use.
+        """
         from docker.errors import APIError
 
         images = self._ask("images", name=container_name(pipeline))
         in_service = self._in_service(pipeline)
-        images.sort(key=lambda image: image["Created"], reverse=True)
+
+        def worth(image: dict[str, Any]) -> tuple[bool, bool, int]:
+            tags = image["RepoTags"] or []
+            return in_service in tags, not rather.isdisjoint(tags), image["Created"]
+
+        images.sort(key=worth, reverse=True)
         removed = []
         for image in images[keep:]:
             for tag in image["RepoTags"] or []:
@@ -241,12 +254,7 @@ class ComposeEngine:
         return removed
 
     def _in_service(self, pipeline: str) -> str:
-        path = paths.compose_file(pipeline).with_name(".env")
-        try:
-            settings = path.read_text().splitlines()
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be read ({error.strerror}): run site.yml on this host") from None
-        return next((line.split("=", 1)[1] for line in settings if line.startswith("STANDPIPE_IMAGE=")), "")
+        return configuration.image_of(paths.compose_file(pipeline).with_name(".env"))
 
     def version(self) -> str:
         """Name the engine and Compose with their versions."""

@@ -9,7 +9,9 @@ from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 SHORTEST = 8  # bytes of a known value; shorter ones are found everywhere
+# Programs (libgnutls) and packages (tornado) have private keys for their own tests in them.
 ELF = b"\x7fELF"
+TESTS_OF_PACKAGES = re.compile(r"/(?:site|dist)-packages/[^/]+/(?:.*/)?tests?/")
 PRIVATE_KEY = "a private key"
 OVERLAP = 16_384  # bytes that are looked at again with what follows them
 
@@ -114,11 +116,11 @@ class Detector:
         found = self.in_text(name.encode(errors="surrogateescape"))
         rules = [rule for rule in FILES if rule[0].fullmatch(name)]
         before = b""
-        program = False
+        for_tests = bool(TESTS_OF_PACKAGES.search(name))
         for chunk in chunks:
-            program = program or (not before and chunk.startswith(ELF))
+            for_tests = for_tests or (not before and chunk.startswith(ELF))
             data = before + chunk
-            found |= self.in_text(data, program)
+            found |= self.in_text(data, for_tests)
             found |= {what for _, pattern, what in rules if pattern.search(data)}
             before = data[-OVERLAP:]
         return found
@@ -133,10 +135,10 @@ class Detector:
             found.add("a variable that is named like a secret, with a value")
         return found
 
-    def in_text(self, data: bytes, program: bool = False) -> set[str]:
-        """Return what is found in any bytes. A private key in a program is one of its self-tests."""
-        looks_like = (looks for looks in ANYWHERE if looks.hint in data and not (program and looks.what == PRIVATE_KEY))
-        found = {looks.what for looks in looks_like if looks.pattern.search(data)}
+    def in_text(self, data: bytes, for_tests: bool = False) -> set[str]:
+        """Return what is found in any bytes; a private key for tests is none."""
+        hinted = (looks for looks in ANYWHERE if looks.hint in data and not (for_tests and looks.what == PRIVATE_KEY))
+        found = {looks.what for looks in hinted if looks.pattern.search(data)}
         found |= {form.what for form in self._forms if form.data in data}
         if self._forms and b"\n" in data:
             joined = data.translate(None, b"\r\n \t")

@@ -1,0 +1,155 @@
+"""What was in service is kept, and can be gone back to: all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from standpipe import cli, paths, releases
+from standpipe.errors import ConfigurationError, UsageError
+
+
+def put_in_service(image: str, schedule: str | None = "0 3 * * *", name: str = "arxlive") -> str:
+    """Do what site.yml does, to its last step; return the release's name."""
+    docker = paths.compose_file(name).parent
+    docker.mkdir(parents=True, exist_ok=True)
+    paths.CRON.mkdir(parents=True, exist_ok=True)
+    (docker / ".env").write_text(f"STANDPIPE_IMAGE={image}\n")
+    (docker / "docker-compose.yml").write_text("services: {}\n")
+    (docker / "Dockerfile").write_text(f"# {image}\n")
+    (paths.PIPELINES / f"{name}.yml").write_text(declared(schedule, name))
+    cron = paths.CRON / f"standpipe-{name}"
+    cron.unlink(missing_ok=True)
+    if schedule:
+        cron.write_text(f"{schedule} root standpipe run {name} --scheduled\n")
+    releases.keep(name, 3)
+    return releases.name_of(name)
+
+
+def declared(schedule: str | None, name: str) -> str:
+    return json.dumps(
+        {
+            "name": name,
+            "source": {"repo": "https://git.example.org/a.git", "commit": "c" * 40},
+            "task": {"module": "m", "name": "T"},
+            "schedule": {"cron": schedule} if schedule else None,
+            "credentials": {"mode": "role"},
+        }
+    )
+
+
+def serving(name: str = "arxlive") -> tuple[str, str]:
+    """Return the image and cron's line that are in service."""
+    cron = paths.CRON / f"standpipe-{name}"
+    return (
+        (paths.compose_file(name).parent / ".env").read_text().strip().partition("=")[2],
+        cron.read_text()[:9] if cron.exists() else "",
+    )
+
+
+def back(to: str | None = None, gone: str = "") -> str:
+    return releases.roll_back("arxlive", lambda image: image != gone, to).name
+
+
+def test_going_back_brings_image_configuration_and_schedule(host: Path) -> None:
+    first = put_in_service("i:1", "0 3 * * *")
+    put_in_service("i:2", "0 4 * * *")
+    assert back() == first
+    assert serving() == ("i:1", "0 3 * * *")
+    assert (paths.compose_file("arxlive").parent / "Dockerfile").read_text() == "# i:1\n"
+
+
+def test_a_schedule_that_was_not_there_is_not_there_again(host: Path) -> None:
+    put_in_service("i:1", None)
+    put_in_service("i:2")
+    back()
+    assert serving() == ("i:1", "")
+
+
+def test_the_same_again_is_no_new_release(host: Path) -> None:
+    put_in_service("i:1")
+    assert releases.keep("arxlive", 3) is None
+    assert [release.image for release in releases.kept("arxlive")] == ["i:1"]
+
+
+def test_going_back_twice_goes_further_back_and_never_forward(host: Path) -> None:
+    for number in (1, 2, 3):
+        put_in_service(f"i:{number}")
+    back()
+    assert serving()[0] == "i:2"
+    back()
+    assert serving()[0] == "i:1"
+    with pytest.raises(ConfigurationError, match="nothing to go back to"):
+        back()
+    assert serving()[0] == "i:1"
+
+
+def test_what_was_gone_back_from_can_be_chosen_and_declared_again(host: Path) -> None:
+    put_in_service("i:1")
+    second = put_in_service("i:2")
+    back()
+    assert back(second) == second
+    assert serving()[0] == "i:2"
+    back()
+    put_in_service("i:2")  # site.yml, with the same inventory
+    assert [release.rolled_back for release in releases.kept("arxlive")] == [False, False]
+    back()
+    assert serving()[0] == "i:1"
+
+
+def test_after_going_back_a_new_one_goes_back_to_what_was_chosen(host: Path) -> None:
+    put_in_service("i:1")
+    put_in_service("i:bad")
+    back()
+    put_in_service("i:3")
+    back()
+    assert serving()[0] == "i:1"
+
+
+def test_nothing_changes_where_the_image_is_gone_or_there_is_nothing(host: Path) -> None:
+    put_in_service("i:1")
+    with pytest.raises(ConfigurationError, match="nothing to go back to"):
+        back()
+    put_in_service("i:2")
+    with pytest.raises(ConfigurationError, match="no longer on this host"):
+        back(gone="i:1")
+    with pytest.raises(UsageError, match="no release"):
+        back("000000000000")
+    assert serving()[0] == "i:2"
+
+
+def test_as_many_are_kept_as_images(host: Path) -> None:
+    for number in range(6):
+        put_in_service(f"i:{number}")
+    assert [release.image for release in releases.kept("arxlive")] == ["i:5", "i:4", "i:3"]
+
+
+def test_a_copy_that_was_cut_off_is_no_release(host: Path) -> None:
+    put_in_service("i:1")
+    name = releases.name_of("arxlive")
+    (releases.directory("arxlive") / name / releases.KEPT_AT).unlink()
+    assert releases.kept("arxlive") == []
+    releases.keep("arxlive", 3)
+    assert [release.name for release in releases.kept("arxlive")] == [name]
+
+
+def test_the_commands(host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.has_image", lambda *_arguments: True)
+    first = put_in_service("i:1")
+    second = put_in_service("i:2")
+    assert cli.main(["releases", "--keep"]) == 0
+    assert capsys.readouterr().out == ""
+    assert cli.main(["roll-back", "arxlive"]) == 0
+    assert f"the next run uses the release {first}, with the image i:1" in capsys.readouterr().out
+    assert cli.main(["releases", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["releases"]["arxlive"]
+    assert [(one["name"], one["in_service"], one["rolled_back"]) for one in listed] == [
+        (first, True, False),
+        (second, False, True),
+    ]
+    assert cli.main(["releases", "arxlive"]) == 0
+    assert "in service" in capsys.readouterr().out
+    assert cli.main(["roll-back", "nobody"]) == 2
+    assert cli.main(["roll-back", "arxlive"]) == 78
