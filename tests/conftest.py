@@ -40,7 +40,7 @@ class ProcessEngine:
     break_after: int | None = None  # lines after which the next connection to a log breaks
     refuses_removal: Exception | None = None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
         os.fstat(life)  # raises where it is not open
         if self.refuses:
             raise self.refuses

@@ -52,7 +52,7 @@ def test_every_default_is_filled() -> None:
         "if_missed": "latest",
     }
     assert (pipeline["timeout"], pipeline["stop_grace"], pipeline["python"]) == ("4h", "5m", "3.13")
-    assert pipeline["credentials"] == {"mode": "role"}
+    assert pipeline["credentials"] == {"mode": "role", "role_arn": None, "region": None}
 
 
 def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
@@ -90,7 +90,8 @@ def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
         ("source.requirements", "../other.txt", ["../other.txt", "inside the repository"]),
         ("user", "root;id", ["account"]),
         ("engine", "swarm", ['"swarm"', "compose"]),
-        ("credentials.mode", "vended", ['"vended"', "'role', 'file'"]),
+        ("credentials.mode", "shared", ['"shared"', "'role', 'vended', 'file'"]),
+        ("credentials", {"mode": "vended"}, ["role_arn: is missing"]),
         ("resources.memory", "lots", ['"lots"', '"2g"']),
         ("retries.count", -1, ["retries.count", "-1"]),
         ("retries.delay", "soon", ['"soon"', '"4h"']),

@@ -214,7 +214,7 @@ def test_a_run_whose_runner_died_is_settled_by_the_next_with_its_true_exit_code(
     ledger.claim(run_id, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
     engine.program = f"import os; print('left', flush=True); os._exit({code})"
     with runner.living_runner(ledger, run_id) as life:
-        engine.start("arxlive", run_id, [], life)
+        engine.start("arxlive", run_id, [], life, None)
     engine.processes[run_id].wait()
     engine.program = "print('next')"
     assert by_hand(ledger, engine).outcome == "succeeded"
@@ -231,7 +231,7 @@ def leave_a_run(ledger: Ledger, engine: ProcessEngine, ended: timedelta) -> str:
     ledger.register(Pipeline.model_validate(_document()), datetime.now(UTC))
     ledger.claim(run_id, "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
     with runner.living_runner(ledger, run_id) as life:
-        engine.start("arxlive", run_id, [], life)
+        engine.start("arxlive", run_id, [], life, None)
     engine.processes[run_id].wait()
     at = datetime.now(UTC) - ended
     engine.find("arxlive", run_id)

@@ -167,6 +167,20 @@ def parser() -> argparse.ArgumentParser:
     roll_back.add_argument("--to", metavar="RELEASE", help="one that `standpipe releases` lists, instead of the last")
     roll_back.set_defaults(call=call_roll_back)
 
+    identity = commands.add_parser(
+        "identity",
+        help="who a pipeline's containers are for AWS",
+        description="Asks AWS (STS) who a pipeline's containers are, and for how long; or who one would be by a role "
+        "that this host assumes, or by a credentials file, before either is put in service. Exit code 78 where AWS "
+        "refuses, 69 where it does not answer.",
+    )
+    asked = identity.add_mutually_exclusive_group(required=True)
+    asked.add_argument("name", nargs="?")
+    asked.add_argument("--role-arn", metavar="ARN", help="a role that this host may assume")
+    asked.add_argument("--file", metavar="PATH", help="an AWS credentials file (- for standard input)")
+    identity.add_argument("--json", action="store_true")
+    identity.set_defaults(call=call_identity)
+
     scan = commands.add_parser(
         "scan",
         help="look for secrets in an image, or in files",
@@ -760,6 +774,28 @@ def shown(pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             bar.update(len(piece))
             yield piece
+
+
+def call_identity(arguments: argparse.Namespace) -> int:
+    """Show who somebody is for AWS."""
+    from pathlib import Path
+
+    from standpipe import configuration
+    from standpipe.runsocket import credentials
+
+    require_root()
+    if arguments.role_arn:
+        identity = credentials.identity_by_role(arguments.role_arn, "standpipe-identity")
+    elif arguments.file:
+        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text()
+        identity = credentials.identity_by_keys(text, "standard input" if arguments.file == "-" else arguments.file)
+    else:
+        identity = credentials.identity_of(configuration.load(arguments.name))
+    if arguments.json:
+        print(json.dumps({"schema": 1, **vars(identity)}, indent=1))
+    else:
+        print(f"{identity.arn}; it expires {identity.expires}" if identity.arn else identity.expires)
+    return 0
 
 
 def call_validate(arguments: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ class Settings(BaseModel):
 
     history_days: int = Field(1830, ge=1)  # for how long a run stays on record
     log_days: int = Field(30, ge=1)  # for how long a log stays here that the collector has confirmed
+    check_credentials: bool = True  # whether AWS is asked who pipelines are
     collector: Collector | None = None
 
 

@@ -87,7 +87,7 @@ def look_at_disks() -> Iterator[Finding]:
 
 def look_at_services() -> Iterator[Finding]:
     """See that what starts runs, and what ships logs, is active."""
-    for service in ("cronie", "rsyslog"):
+    for service in ("cronie", "rsyslog", "standpiped"):
         answer = subprocess.run(["systemctl", "is-active", service], capture_output=True, text=True, check=False)
         state = answer.stdout.strip() or "unknown"
         remedy = None if state == "active" else f"systemctl status {service}; or run site.yml on this host"
@@ -155,14 +155,27 @@ def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:
 
 
 def look_at_credentials(pipeline: Pipeline) -> Iterator[Finding]:
-    """See that a credentials file is there and is nobody else's to read; its content is not looked at."""
-    if pipeline.credentials.mode != "file":
+    """See that a credentials file is nobody else's to read; ask AWS who the pipeline is, and for how long."""
+    subject, mode = f"pipeline {pipeline.name}", pipeline.credentials.mode
+    if mode == "file":
+        path = paths.CREDENTIALS / pipeline.name
+        if not path.is_file():
+            yield Finding(subject, f"{path} is missing", "run site.yml on this host")
+            return
+        if path.stat().st_mode & 0o077:
+            yield Finding(subject, f"{path} can be read by others", f"chmod 0400 {path}")
+    try:
+        if not configuration.settings().check_credentials:
+            yield Finding(subject, f"credentials: {mode}")
+            return
+        from standpipe.runsocket import credentials
+
+        identity = credentials.identity_of(pipeline)
+    except StandpipeError as error:
+        yield Finding(subject, f"credentials: {mode}", str(error), error.exit_code)
         return
-    path = paths.CREDENTIALS / pipeline.name
-    if not path.is_file():
-        yield Finding(f"pipeline {pipeline.name}", f"{path} is missing", "run site.yml on this host")
-    elif path.stat().st_mode & 0o077:
-        yield Finding(f"pipeline {pipeline.name}", f"{path} can be read by others", f"chmod 0400 {path}")
+    told = f"{identity.arn}; it expires {identity.expires}" if identity.arn else identity.expires
+    yield Finding(subject, f"credentials: {mode}: {told}")
 
 
 def look_at_unfinished() -> Iterator[Finding]:

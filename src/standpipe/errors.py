@@ -64,3 +64,13 @@ class ConfigurationError(StandpipeError):
     """What was declared is wrong."""
 
     exit_code = 78
+
+
+class CredentialsRefused(ConfigurationError):
+    """AWS does not give, or does not take, a pipeline's credentials."""
+
+
+class CredentialsUnavailable(CredentialsRefused):
+    """STS does not answer."""
+
+    exit_code = 69

@@ -216,9 +216,33 @@ class Retries(Part):
 class Credentials(Part):
     """How a pipeline gets its AWS credentials."""
 
-    mode: Literal["role", "file"] = Field(
-        "role", description="`role`: the host's instance role; `file`: keys from the vault, in a file"
+    mode: Literal["role", "vended", "file"] = Field(
+        "role",
+        description="`role`: the host's instance role; `vended`: 15-minute credentials of `role_arn`, asked for by "
+        "standpiped, for runs alone; `file`: keys from the vault, in a file",
     )
+    role_arn: (
+        Annotated[
+            str,
+            matching(
+                r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]{1,512}",
+                "is no role. Write for example arn:aws:iam::123456789012:role/arxlive",
+            ),
+        ]
+        | None
+    ) = Field(None, description="the role of `mode: vended`")
+    region: Annotated[str, matching(r"[a-z]{2}(-[a-z]+)+-\d", "is no region. Write for example eu-west-1")] | None = (
+        Field(None, description="the AWS region that the pipeline's SDK takes for its own")
+    )
+
+    @model_validator(mode="after")
+    def _role_where_it_is_assumed(self) -> Credentials:
+        """A role is assumed in one mode only."""
+        if self.mode == "vended" and self.role_arn is None:
+            raise ValueError("role_arn: is missing. Name the role that vended credentials are of")
+        if self.mode != "vended" and self.role_arn is not None:
+            raise ValueError("role_arn: is for mode: vended. Choose that mode, or leave it out")
+        return self
 
 
 class Resources(Part):
@@ -283,7 +307,6 @@ class Declaration(Part):
 # Keys of later releases: refused by name, so that nobody believes that they act.
 LATER = {
     "budgets": "pipeline",
-    "role_arn": "credentials",
 }
 
 

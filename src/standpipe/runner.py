@@ -21,7 +21,7 @@ from typing import Any
 
 from ulid import ULID
 
-from standpipe import configuration, paths, releases, slots
+from standpipe import configuration, paths, releases, runsocket, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
@@ -248,7 +248,8 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
     try:
         require_free_lock(engine, name)
         note_holder(name, run_id)
-        start_exclusively(ledger, engine, run_id, pipeline, day, life)
+        door = runsocket.open_for(pipeline, run_id)
+        start_exclusively(ledger, engine, run_id, pipeline, day, life, door)
     except (AlreadyRunning, CannotStart) as error:
         outcome, reason = ("failed", error.reason) if isinstance(error, CannotStart) else ("skipped", "held")
         note_holder(name, "")
@@ -263,11 +264,13 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
     return container
 
 
-def start_exclusively(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int) -> None:
+def start_exclusively(
+    ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int, door: Path | None
+) -> None:
     """Start the container under the pipeline's one name; an ended container that still has it gives way."""
     arguments = luigi_arguments(pipeline, day)
     try:
-        engine.start(pipeline.name, run_id, arguments, life)
+        engine.start(pipeline.name, run_id, arguments, life, door)
     except AlreadyRunning:
         holder = engine.holder(pipeline.name)
         if holder is not None and holder.running:
@@ -277,7 +280,7 @@ def start_exclusively(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pip
             engine.free(holder)
         if holder is not None and holder.run:
             release(ledger, engine, holder.run, pipeline.name)
-        engine.start(pipeline.name, run_id, arguments, life)
+        engine.start(pipeline.name, run_id, arguments, life, door)
 
 
 @contextmanager
@@ -412,6 +415,7 @@ def conclude(ledger: Ledger, run_id: str, name: str, outcome: str, **known: Any)
         unconfirmed_since=datetime.now(UTC) if has_collector() else None,
         **known,
     )
+    runsocket.close(run_id)
 
 
 def has_collector() -> bool:

@@ -1,7 +1,8 @@
 """The entrypoint of an image: ``python -m standpipe_task.entrypoint --module M Task --date D``.
 
-It takes the pipeline's lock, runs Luigi in a child process, turns a polite stop into Luigi's own
-("finish the current task, take no more"), and ends with Luigi's documented exit codes.
+It takes the pipeline's lock, opens the relay to the run's socket, runs Luigi in a child process, turns a
+polite stop into Luigi's own ("finish the current task, take no more"), and ends with Luigi's documented
+exit codes.
 
 Exit codes: Luigi's (10 already running, 20 missing data, 25 not run, 30 task failed, 35 scheduling
 error, 40 unhandled exception; https://luigi.readthedocs.io/en/stable/configuration.html#retcode),
@@ -18,6 +19,8 @@ import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from standpipe_task import relay
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -89,6 +92,7 @@ def run_luigi(arguments: list[str]) -> int:
     this = [sys.executable, "-m", "standpipe_task.entrypoint"]
     child = subprocess.Popen(
         [*this, f"--verdict-to={verdict_write}", *arguments],
+        env={**os.environ, **relay.variables()},
         pass_fds=[verdict_write],
         start_new_session=True,
     )

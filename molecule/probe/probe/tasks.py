@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import luigi
 
 DATA = Path("/data")
@@ -87,6 +88,22 @@ class Lines(luigi.Task):
                 time.sleep(ahead)
 
 
+class Lasting(luigi.Task):
+    """Writes a line a second until the file `enough` lies beside its data, for half an hour at the most."""
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Write them."""
+        for second in range(1800):
+            if (DATA / "enough").exists():
+                return
+            print(second, flush=True)
+            time.sleep(1)
+
+
 class Copy(luigi.Task):
     """Writes out, byte for byte and at once, the file that lies beside its data."""
 
@@ -98,3 +115,23 @@ class Copy(luigi.Task):
         """Write it."""
         sys.stdout.buffer.write((DATA / "strange").read_bytes())
         sys.stdout.buffer.flush()
+
+
+class Who(luigi.Task):
+    """Asks AWS who it is, at its begin and, after as long as `wait` beside its data says, at its end."""
+
+    endpoint = luigi.Parameter()
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Ask, and leave the keys where the test finds them."""
+        wait = DATA / "wait"
+        for seconds in [float(wait.read_text())] * 2 if wait.exists() else [0.0]:
+            session = boto3.Session()  # a new one asks for credentials anew
+            keys = session.get_credentials().get_frozen_credentials()
+            (DATA / "issued").write_text("".join(f"{key}\n" for key in keys if key))
+            print("I am", session.client("sts", endpoint_url=self.endpoint).get_caller_identity()["Arn"], flush=True)
+            time.sleep(seconds / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from standpipe.errors import StandpipeError
@@ -63,8 +64,8 @@ class Engine(Protocol):
     done already, or gone already, is no error.
     """
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
-        """Start a run's container, exclusively.
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+        """Start a run's container, exclusively, with the directory of its run socket mounted, if it has one.
 
         `life` is a file descriptor that whatever does the starting holds open for as long as it may
         still make a container. Raises AlreadyRunning where the pipeline's name is taken, CannotStart

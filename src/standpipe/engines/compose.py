@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from standpipe import configuration, paths
@@ -74,7 +75,7 @@ class ComposeEngine:
         except DockerException as error:
             raise unavailable(error) from None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int) -> None:
+    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
         """Start the service `luigi` of the pipeline's Compose file under the pipeline's one name."""
         if not paths.compose_file(pipeline).exists():
             raise bad_compose_file(pipeline, "it is not there")
@@ -84,6 +85,10 @@ class ComposeEngine:
         # Who calls decides nothing: a variable of his shell would go before the pipeline's own .env.
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment["DOCKER_HOST"] = SOCKET
+        if door:
+            environment["STANDPIPE_SOCKET"] = str(
+                door
+            )  # before the pipeline's own, which is for whoever starts by hand
         # The client is imported while Compose is at work: neither then waits for the other.
         importing = threading.Thread(target=lambda: __import__("docker"), daemon=True)
         importing.start()

@@ -1,0 +1,55 @@
+"""A run's one door to its host: a Unix socket of its own, mounted into its container alone.
+
+`standpiped` (service.py) serves it; what is here is the runner's side, which has it opened and closed.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from standpipe import paths
+from standpipe.engines import CannotStart
+from standpipe.errors import EngineUnavailable
+from standpipe.pipeline import Pipeline
+
+ANSWER_WITHIN = 10  # seconds
+
+
+def open_for(pipeline: Pipeline, run: str) -> Path | None:
+    """Have a run's socket opened; return the directory to mount, or None where the pipeline has no use for it.
+
+    Raises CannotStart where the service does not open it.
+    """
+    if pipeline.credentials.mode != "vended":
+        return None
+    try:
+        ask({"open": run, "pipeline": pipeline.name})
+    except (OSError, ValueError) as error:
+        message = (
+            f"{pipeline.name} gets its credentials from standpiped, which opens no socket for it ({error}): "
+            "systemctl status standpiped"
+        )
+        raise CannotStart("engine", message, EngineUnavailable.exit_code) from None
+    return paths.RUN_SOCKETS / run
+
+
+def close(run: str) -> None:
+    """Have a run's socket closed, if there is one; the service does so by itself where it cannot be told."""
+    if (paths.RUN_SOCKETS / run).exists():
+        with suppress(OSError, ValueError):
+            ask({"close": run})
+
+
+def ask(request: dict[str, str]) -> None:
+    """Ask the service for something; return when it is done. Raises OSError or ValueError where it is not."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.settimeout(ANSWER_WITHIN)
+        door.connect(str(paths.CONTROL))
+        door.sendall(json.dumps(request).encode() + b"\n")
+        with door.makefile("rb") as answers:
+            answer = json.loads(answers.readline() or b'{"error": "it ended before it answered"}')
+    if answer.get("error"):
+        raise ValueError(answer["error"])

@@ -1,0 +1,343 @@
+"""`standpiped`: opens one socket for each run, answers what comes through it, and closes it at the run's end.
+
+Who asks is known by the socket: it lies in a directory that is mounted into the run's container alone. That the
+asking process is in that container is looked up all the same (its control group names it), and it shows a token that
+lies beside the socket. A pipeline has a socket, too, for its containers that are started by hand: they get no
+credentials, which the journal tells.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingMixIn, UnixStreamServer
+from threading import BoundedSemaphore, Lock, Thread
+from typing import Any
+
+from standpipe import configuration, paths
+from standpipe.engines import Engine
+from standpipe.errors import CredentialsRefused, StandpipeError
+from standpipe.ledger import Ledger
+from standpipe.runsocket.credentials import Vendor, session_name
+
+LOOK_EVERY = 2  # seconds between two looks at which runs have ended
+CONNECTIONS = 256  # at a time, through one socket
+IDLE = 60  # seconds for which a connection may say nothing
+RUN_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Refused(Exception):
+    """A request that is not answered; `status` is HTTP's."""
+
+    def __init__(self, status: int, why: str) -> None:
+        """Keep the status beside the reason."""
+        super().__init__(why)
+        self.status = status
+
+
+class Door(ThreadingMixIn, UnixStreamServer):
+    """One socket in a directory of its own, with a token beside it: of a run, or of a pipeline (`run` is None)."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = CONNECTIONS
+
+    def __init__(self, directory: Path, pipeline: str, run: str | None, engine: Engine) -> None:
+        """Open it; a directory that is there already keeps its token, since a container may have it mounted."""
+        self.directory, self.pipeline, self.run, self.engine = directory, pipeline, run, engine
+        self.container: str | None = None  # the id of the run's container, once that was seen
+        self.closed = False
+        self._vendor: Vendor | None = None
+        self._free = BoundedSemaphore(CONNECTIONS)
+        self._open: set[socket.socket] = set()
+        self._lock = Lock()
+        directory.mkdir(mode=0o755, exist_ok=True)
+        directory.chmod(0o755)  # the directory above it is root's alone; the container's user must pass this one
+        token = directory / "token"
+        if not token.exists():
+            unfinished = directory / ".token"
+            unfinished.write_text(secrets.token_urlsafe(32))
+            unfinished.chmod(0o444)
+            unfinished.rename(token)
+        self.token = token.read_text()
+        (directory / "socket").unlink(missing_ok=True)
+        super().__init__(str(directory / "socket"), Answers)
+        (directory / "socket").chmod(0o666)
+        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
+
+    @property
+    def name(self) -> str:
+        """Say whose it is."""
+        return f"{self.pipeline} run {self.run}" if self.run else f"{self.pipeline}, started by hand"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, and no more of them than are bearable."""
+        if not self._free.acquire(blocking=False):
+            warn(f"{self.name}: more than {CONNECTIONS} connections at a time: one is refused")
+            self.shutdown_request(request)
+            return
+        with self._lock:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer it, and note its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._open.discard(request)
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of an error that nobody foresaw; a connection that broke is none."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            warn(f"{self.name}: {error!r}")
+
+    def close(self) -> None:
+        """Answer nothing any more: not what comes anew, nor through connections that stand."""
+        self.closed = True
+        self.shutdown()
+        self.server_close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with self._lock:
+            for connection in self._open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def credentials(self, asking: int, token: str) -> dict[str, str]:
+        """Return credentials for the process `asking` that shows `token`. Raises Refused, CredentialsRefused."""
+        if self.closed:
+            raise Refused(410, "the run has ended")
+        if self.run is None:
+            raise Refused(403, "a container that was started by hand gets no credentials: standpipe run gives them")
+        self.require_own(asking)
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
+            raise Refused(401, "the token is not this run's")
+        pipeline = configuration.load(self.pipeline)
+        if pipeline.credentials.role_arn is None:
+            raise Refused(403, "the pipeline is not declared with vended credentials any more")
+        if self._vendor is None:
+            self._vendor = Vendor(pipeline.credentials.role_arn, session_name(self.pipeline, self.run))
+        return self._vendor.vend().as_answer()
+
+    def require_own(self, asking: int) -> None:
+        """Raise Refused where a process is not in the run's container."""
+        if self.container is None:
+            found = self.engine.find(self.pipeline, self.run or "")
+            self.container = found.id if found else None
+        try:
+            groups = Path(f"/proc/{asking}/cgroup").read_text()
+        except OSError:
+            groups = ""
+        if self.container is None or self.container not in CONTAINER_ID.findall(groups):
+            raise Refused(403, f"the process that asks ({asking}) is not in the run's container")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Speaks HTTP through a door."""
+
+    server: Door
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE
+    disable_nagle_algorithm = False  # there is none on a Unix socket
+
+    def do_GET(self) -> None:
+        """Answer; a refusal is told in the journal, too."""
+        if self.path != "/credentials":
+            self.refuse(404, "there is only /credentials here")
+            return
+        try:
+            self.reply(200, self.server.credentials(self.peer(), self.headers.get("Authorization", "")))
+        except Refused as error:
+            self.refuse(error.status, str(error))
+        except CredentialsRefused as error:
+            self.refuse(502, str(error))
+        except StandpipeError as error:
+            self.refuse(503, str(error))
+
+    def peer(self) -> int:
+        """Return the process at the other end, by the kernel's word (unix(7): SO_PEERCRED)."""
+        size = struct.calcsize("3i")
+        return int(struct.unpack("3i", self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
+
+    def refuse(self, status: int, why: str) -> None:
+        """Tell why, here and there."""
+        warn(f"{self.server.name}: refused: {why}")
+        self.close_connection = True
+        self.reply(status, {"code": "Refused", "message": f"standpipe: {why}"})
+
+    def reply(self, status: int, answer: dict[str, str]) -> None:
+        """Send an answer as JSON."""
+        body = json.dumps(answer).encode()
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # as it is called there
+        """Log nothing of what is answered; and of what is no HTTP, that it came, not what it was."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what is no request that is known."""
+        self.refuse(code, "it is no request that is known here")
+
+
+class Service:
+    """The doors that are open, and what opens and closes them."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Begin with none."""
+        self.engine = engine
+        self.runs: dict[str, Door] = {}
+        self.pipelines: dict[str, Door] = {}
+        self._lock = Lock()
+
+    def open(self, run: str, pipeline: str) -> None:
+        """Open a run's door. Raises StandpipeError where the pipeline is not known."""
+        if not RUN_ID.fullmatch(run):
+            raise CredentialsRefused(f"{run!r} is no run")
+        configuration.load(pipeline)
+        with self._lock:
+            if run not in self.runs:
+                self.runs[run] = Door(paths.RUN_SOCKETS / run, pipeline, run, self.engine)
+
+    def close(self, run: str) -> None:
+        """Close a run's door, if it has one."""
+        with self._lock:
+            door = self.runs.pop(run, None)
+        if door:
+            door.close()
+
+    def take_up(self) -> None:
+        """Open the doors again that were open before a restart, of runs that go on; remove what is left of others."""
+        for directory in paths.RUN_SOCKETS.iterdir():
+            noted = None
+            with suppress(StandpipeError), closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
+                noted = ledger.run(directory.name)
+            if noted is None or noted.outcome:
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
+                with suppress(StandpipeError):
+                    self.open(noted.id, noted.pipeline)
+
+    def look(self) -> None:
+        """Close the doors of runs that have ended; have one for each pipeline that is given credentials."""
+        if self.runs:
+            with closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
+                ended = [run for run, door in list(self.runs.items()) if self.has_ended(ledger, door)]
+            for run in ended:
+                self.close(run)
+        wanted = {name for name in configuration.names() if is_vended(name)}
+        for name in wanted - self.pipelines.keys():
+            self.pipelines[name] = Door(paths.PIPELINE_SOCKETS / name, name, None, self.engine)
+        for name in self.pipelines.keys() - wanted:
+            self.pipelines.pop(name).close()
+
+    def has_ended(self, ledger: Ledger, door: Door) -> bool:
+        """Say whether a run is over: by the ledger's word, or since its container ran and does not any more."""
+        noted = ledger.run(door.run or "")
+        if noted is None or noted.outcome:
+            return True
+        container = self.engine.find(door.pipeline, noted.id)
+        if container is not None and container.running:
+            door.container = container.id
+            return False
+        return container is not None or door.container is not None
+
+    def watch(self) -> None:
+        """Look again and again; what goes wrong is told once, and tried again."""
+        told = ""
+        while True:
+            try:
+                self.look()
+                told = ""
+            except Exception as error:  # of whatever kind: who watches goes on
+                if str(error) != told:
+                    warn(f"which runs have ended cannot be seen now: {error}")
+                told = str(error)
+            time.sleep(LOOK_EVERY)
+
+
+def is_vended(name: str) -> bool:
+    """Say whether a pipeline is given credentials."""
+    try:
+        return configuration.load(name).credentials.mode == "vended"
+    except StandpipeError:
+        return False
+
+
+class Control(UnixStreamServer):
+    """Where the runner asks for sockets: root's alone."""
+
+    def __init__(self, service: Service) -> None:
+        """Listen."""
+        self.service = service
+        paths.CONTROL.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            super().__init__(str(paths.CONTROL), Orders)
+        finally:
+            os.umask(before)
+
+
+class Orders(StreamRequestHandler):
+    """One order a connection: a line of JSON, answered by one."""
+
+    server: Control
+    timeout = 5
+
+    def handle(self) -> None:
+        """Do what is asked, and say so."""
+        answer = {}
+        try:
+            order = json.loads(self.rfile.readline(10_000))
+            if "open" in order:
+                self.server.service.open(order["open"], order["pipeline"])
+            else:
+                self.server.service.close(order["close"])
+        except (StandpipeError, OSError, ValueError, KeyError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+            warn(f"an order could not be carried out: {answer['error']}")
+        self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+def warn(message: str) -> None:
+    """Tell the journal, as a warning (sd-daemon(3): the prefix <4>)."""
+    safe = message.encode("unicode_escape", "backslashreplace").decode()
+    print(f"<4>{safe}", file=sys.stderr, flush=True)
+
+
+def ready() -> None:
+    """Tell systemd that the sockets are there (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
+def serve(engine: Engine, told: Callable[[], None] = ready) -> None:
+    """Serve until the process is ended; what is open then is taken up by the next one."""
+    for directory in (paths.RUN_SOCKETS, paths.PIPELINE_SOCKETS):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    service = Service(engine)
+    service.take_up()
+    with Control(service) as control:
+        Thread(target=service.watch, daemon=True).start()
+        told()
+        control.serve_forever()
