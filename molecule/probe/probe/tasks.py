@@ -118,7 +118,7 @@ class Copy(luigi.Task):
 
 
 class Who(luigi.Task):
-    """Asks AWS who it is, at its begin and, after as long as `wait` beside its data says, at its end."""
+    """Asks AWS who it is; where `wait` lies beside its data, again when that is gone, or after five minutes."""
 
     endpoint = luigi.Parameter()
 
@@ -127,11 +127,18 @@ class Who(luigi.Task):
         return False
 
     def run(self) -> None:
-        """Ask, and leave the keys where the test finds them."""
-        wait = DATA / "wait"
-        for seconds in [float(wait.read_text())] * 2 if wait.exists() else [0.0]:
-            session = boto3.Session()  # a new one asks for credentials anew
-            keys = session.get_credentials().get_frozen_credentials()
-            (DATA / "issued").write_text("".join(f"{key}\n" for key in keys if key))
-            print("I am", session.client("sts", endpoint_url=self.endpoint).get_caller_identity()["Arn"], flush=True)
-            time.sleep(seconds / 2)
+        """Ask."""
+        wait, deadline = DATA / "wait", time.monotonic() + 300
+        waited = wait.exists()
+        self.ask()
+        while wait.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if waited:
+            self.ask()
+
+    def ask(self) -> None:
+        """Ask for credentials anew, say whose they are, and leave them where the test finds them."""
+        session = boto3.Session()
+        keys = session.get_credentials().get_frozen_credentials()
+        (DATA / "issued").write_text("".join(f"{key}\n" for key in keys if key))
+        print("I am", session.client("sts", endpoint_url=self.endpoint).get_caller_identity()["Arn"], flush=True)

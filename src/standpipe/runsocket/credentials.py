@@ -90,10 +90,10 @@ def session_name(pipeline: str, run: str) -> str:
     return f"{pipeline}.{run}"
 
 
-def assume(role_arn: str, name: str) -> Issued:
-    """Assume a role by the host's identity. Raises CredentialsRefused."""
+def assume(role_arn: str, name: str, identity: Path | None = None) -> Issued:
+    """Assume a role by the host's identity, or by another one's file. Raises CredentialsRefused."""
     with refusals_told(f"the role {role_arn}"):
-        answer = sts(session()).assume_role(RoleArn=role_arn, RoleSessionName=name, DurationSeconds=LIFETIME)
+        answer = sts(session(identity)).assume_role(RoleArn=role_arn, RoleSessionName=name, DurationSeconds=LIFETIME)
     given = answer["Credentials"]
     return Issued(
         access_key_id=given["AccessKeyId"],
@@ -114,9 +114,9 @@ def identity_of(pipeline: Pipeline) -> Identity:
     return identity_of_the_instance()
 
 
-def identity_by_role(role_arn: str, name: str) -> Identity:
+def identity_by_role(role_arn: str, name: str, identity: Path | None = None) -> Identity:
     """Assume a role and say who one then is."""
-    issued = assume(role_arn, name)
+    issued = assume(role_arn, name, identity)
     return Identity(issued.arn, f"after {LIFETIME // 60} minutes, and is renewed")
 
 
@@ -150,14 +150,14 @@ def identity_of_the_instance() -> Identity:
     return Identity(arn, "never: the instance renews it")
 
 
-def session() -> Session:
-    """Return a session by the host's identity."""
+def session(identity: Path | None = None) -> Session:
+    """Return a session by the host's identity, or by another one's file."""
     import botocore.session
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     made = botocore.session.Session()
-    made.set_config_variable("config_file", str(paths.AWS_IDENTITY))
+    made.set_config_variable("config_file", str(identity or paths.AWS_IDENTITY))
     made.set_config_variable("credentials_file", os.devnull)
     if Path(TRUSTED).exists():
         made.set_config_variable("ca_bundle", TRUSTED)  # who the host trusts
