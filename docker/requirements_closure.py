@@ -1,4 +1,4 @@
-"""Copy a requirements file, and the files that it includes, out of a source tree.
+"""Copy a requirements file, and the files that it includes, out of a source tree; with what pip is to be told of them.
 
 Usage: requirements_closure.py SOURCE REQUIREMENTS DESTINATION
 
@@ -11,11 +11,24 @@ import sys
 from pathlib import Path
 
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[ =]?\s*(\S+)")
+HASH = re.compile(r"(?:^|\s)--hash[ =]")
+LOCKS = {
+    "uv.lock": "uv export --format requirements-txt --no-emit-project --output-file requirements.txt",
+    "poetry.lock": "poetry export --format requirements.txt --output requirements.txt",
+    "Pipfile.lock": "pipenv requirements --hash > requirements.txt",
+    "pylock.toml": "uv pip compile pylock.toml --generate-hashes --output-file requirements.txt",
+    "pyproject.toml": "uv pip compile pyproject.toml --generate-hashes --output-file requirements.txt",
+}
 LOCAL = re.compile(r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:\.{0,2}/|\.\s*$|file:)")
 
 
 def copy(source: Path, requirements: Path, destination: Path, included_by: str = "") -> None:
     """Copy one file and, first, what it includes; end with a message where something is missing."""
+    if requirements.name in LOCKS:
+        sys.exit(
+            f"requirements: {requirements} is none of pip's own. Commit what this makes of it, and name that:"
+            f" {LOCKS[requirements.name]}"
+        )
     path = (source / requirements).resolve()
     if not path.is_relative_to(source.resolve()):
         sys.exit(f"requirements: {requirements}{included_by} lies outside the pipeline's source")
@@ -44,4 +57,8 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
 
 
 if __name__ == "__main__":
-    copy(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    there = Path(sys.argv[3])
+    copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
+    # One hash means that all are wanted: what has none is then refused.
+    hashed = any(HASH.search(path.read_text(encoding="utf-8")) for path in there.rglob("*") if path.is_file())
+    (there / ".options").write_text("--require-hashes\n" if hashed else "")

@@ -212,11 +212,22 @@ def parser() -> argparse.ArgumentParser:
     scan.add_argument("--json", action="store_true")
     scan.set_defaults(call=call_scan)
 
+    bill = commands.add_parser(
+        "sbom",
+        help="list what is in an image",
+        description="Puts out a CycloneDX document (JSON) with the Debian and the Python packages of an image; of a "
+        "pipeline's image in service where a pipeline is named. site.yml keeps one in /opt/standpipe/NAME/sbom.",
+    )
+    bill.add_argument("image", help="a name, a tag or an id; or a pipeline")
+    bill.add_argument("--output", metavar="FILE", help="write it there")
+    bill.set_defaults(call=call_sbom)
+
     check = commands.add_parser(
         "validate",
         help="check a declaration (on the controller)",
         description='Reads {"pipelines": [...], "budgets": [...]} as JSON or YAML on standard input; puts out the same '
-        "with every default filled, or says what is wrong (exit code 78).",
+        "with every default filled, or says what is wrong (exit code 78). `build_secrets` beside them, by "
+        "pipeline, serves to ask repositories, and is never put out.",
     )
     check.add_argument("--resolve", action="store_true", help="ask each repository for the commit of its ref")
     check.add_argument(
@@ -771,6 +782,28 @@ def call_scan(arguments: argparse.Namespace) -> int:
     return ConfigurationError.exit_code if findings else 0
 
 
+def call_sbom(arguments: argparse.Namespace) -> int:
+    """List what is in an image."""
+    from pathlib import Path
+
+    from standpipe import configuration, paths, sbom
+    from standpipe.engines.compose import ComposeEngine
+
+    name = arguments.image
+    if name in configuration.names():
+        name = configuration.image_of(paths.compose_file(name).with_name(".env"))
+    text = sbom.document(ComposeEngine().image(name), name, sbom.listed(name)) + "\n"
+    if not arguments.output:
+        print(text, end="")
+        return 0
+    place = Path(arguments.output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(place)
+    return 0
+
+
 def shown(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Pass on what comes in pieces, with a sign of progress for a person who looks on."""
     from tqdm import tqdm
@@ -813,10 +846,12 @@ def call_identity(arguments: argparse.Namespace) -> int:
 
 def call_validate(arguments: argparse.Namespace) -> int:
     """Check the declaration on standard input, and put it out with every default filled."""
-    from standpipe import validate
+    from standpipe import build_secrets, validate
 
-    declaration = validate.validate(validate.read(sys.stdin), arguments.have_credentials)
+    document = validate.read(sys.stdin)
+    secrets = build_secrets.read(document.pop("build_secrets", {}))
+    declaration = validate.validate(document, arguments.have_credentials)
     if arguments.resolve:
-        declaration = validate.resolve(declaration)
+        declaration = validate.resolve(declaration, secrets)
     print(declaration.model_dump_json(indent=1))
     return 0

@@ -41,6 +41,11 @@ def compose_file(pipeline: str) -> Path:
     return CONTEXTS / pipeline / "docker/docker-compose.yml"
 
 
+def sbom(pipeline: str, image: str) -> Path:
+    """Return the file that says what is in an image of a pipeline, by the image's tag."""
+    return CONTEXTS / pipeline / "sbom" / f"{image.rpartition(':')[2]}.cdx.json"
+
+
 def spool(pipeline: str, run: str) -> Path:
     """Return the file that holds a run's log lines."""
     return SPOOL / pipeline / f"{run}.ndjson"

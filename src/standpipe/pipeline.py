@@ -85,7 +85,7 @@ def check_repository(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if rest and "@" in rest and (scheme != "ssh" or ":" in rest.rpartition("@")[0]):
         raise ValueError(
-            "holds a password or a token, which logs would show. Write it without: hosts fetch without credentials"
+            "holds a password or a token, which logs would show. Write it without, and the secret into build_secrets"
         )
     if not re.match(r"(https?|ssh|git|file)://\S+$|[\w.-]+@[\w.-]+:\S+$|/\S+$", address):
         raise ValueError("is no git address. Write for example https://git.example.org/name.git")
@@ -173,6 +173,9 @@ class Source(Part):
     )
     commit: Annotated[str, matching(r"[0-9a-f]{40}", "is no commit: 40 hexadecimal digits")] | None = Field(
         None, description="what `version` was resolved to; filled in by `standpipe validate --resolve`"
+    )
+    committed: int | None = Field(
+        None, ge=0, description="when that commit was made, in seconds since 1970; filled in likewise"
     )
 
 

@@ -526,6 +526,7 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     for pipeline in pipelines:
         kept = frozenset(release.image for release in releases.kept(pipeline.name))
         for image in engine.discard_images(pipeline.name, pipeline.keep_images, kept):
+            paths.sbom(pipeline.name, image).unlink(missing_ok=True)
             say(f"removed the image {image}")
     if errors:
         raise errors[0]

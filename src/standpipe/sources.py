@@ -12,13 +12,14 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from standpipe.errors import ConfigurationError
 
 TIMEOUT = 60  # seconds that one question to a repository may take
+NOTHING: Mapping[str, str] = {}  # the variables by which git finds secrets, where there are none
 
 
 class SourceError(ConfigurationError):
@@ -30,14 +31,14 @@ class SourceError(ConfigurationError):
         self.key = key
 
 
-def resolve(repo: str, version: str) -> str:
+def resolve(repo: str, version: str, given: Mapping[str, str] = NOTHING) -> str:
     """Return the commit (40 hexadecimal digits) that `version` names at `repo` now."""
-    refs = list_refs(repo)
+    refs = list_refs(repo, given)
     for candidate in (f"refs/tags/{version}^{{}}", f"refs/tags/{version}", f"refs/heads/{version}"):
         if candidate in refs:
             return refs[candidate]
     if re.fullmatch(r"[0-9a-f]{40}", version):
-        fetch(repo, version, version)
+        fetch(repo, version, version, given)
         return version
     names = [name.split("/", 2)[2] for name in refs if name.startswith(("refs/tags/", "refs/heads/"))]
     names = [name for name in names if not name.endswith("^{}")]
@@ -46,37 +47,47 @@ def resolve(repo: str, version: str) -> str:
     raise SourceError("source.version", f'"{version}" is no tag, branch or commit of {public(repo)}. {has}')
 
 
-def list_refs(repo: str) -> dict[str, str]:
+def list_refs(repo: str, given: Mapping[str, str] = NOTHING) -> dict[str, str]:
     """Return the refs of a repository with their commits, as git ls-remote has them."""
-    answer = git("ls-remote", "--", repo)
+    answer = git("ls-remote", "--", repo, given=given)
     if answer.returncode != 0:
         raise SourceError(
             "source.repo",
             f"{public(repo)} cannot be reached: {last_line(answer.stderr, repo)}. "
-            "Check the address, the network, and that this account may read it",
+            "Check the address, the network, and that this account may read it, or what build_secrets gives it",
         )
     pairs = (line.split("\t") for line in answer.stdout.splitlines())
     return {ref: commit for commit, ref in pairs}
 
 
-def require_file(repo: str, version: str, commit: str, path: str) -> None:
-    """Raise SourceError where a commit has no file `path`, naming files that it could have meant."""
-    cache = fetch(repo, version, commit)
-    files = git("-C", str(cache), "ls-tree", "-r", "--name-only", commit).stdout.splitlines()
+def require_file(repo: str, version: str, commit: str, path: str, given: Mapping[str, str] = NOTHING) -> int:
+    """Raise SourceError where a commit cannot be built: it has no file `path`, or not all of its files.
+
+    Return when it was made, in seconds since 1970.
+    """
+    cache = fetch(repo, version, commit, given)
+    listed = git("-C", str(cache), "ls-tree", "-r", commit).stdout.splitlines()
+    files = [line.partition("\t")[2] for line in listed]
+    where = f"{public(repo)} at {version} ({commit[:8]})"
     if path not in files:
         found = [name for name in files if "requirements" in name] or ["no requirements file at all"]
+        raise SourceError("source.requirements", f'"{path}" is not in {where}. It has {", ".join(found[:5])}')
+    modules = [name for name, line in zip(files, listed, strict=True) if line.startswith("160000 ")]
+    if modules:
         raise SourceError(
-            "source.requirements",
-            f'"{path}" is not in {public(repo)} at {version} ({commit[:8]}). It has {", ".join(found[:5])}',
+            "source.version",
+            f'{where} has the submodule "{modules[0]}", which builds do not fetch. '
+            "Add its files to the repository, or its package to the requirements",
         )
+    return int(git("-C", str(cache), "show", "--no-patch", "--format=%ct", commit).stdout)
 
 
-def fetch(repo: str, version: str, commit: str) -> Path:
+def fetch(repo: str, version: str, commit: str, given: Mapping[str, str] = NOTHING) -> Path:
     """Bring a commit and its trees into the cache; return the cached repository's path."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "standpipe" / "git"
     cache = home / hashlib.sha256(repo.encode()).hexdigest()[:16]
     with alone(cache):
-        return _fetch(cache, repo, version, commit)
+        return _fetch(cache, repo, version, commit, given)
 
 
 @contextmanager
@@ -88,7 +99,7 @@ def alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(cache: Path, repo: str, version: str, commit: str) -> Path:
+def _fetch(cache: Path, repo: str, version: str, commit: str, given: Mapping[str, str]) -> Path:
     if not (cache / "HEAD").exists():
         git("init", "--quiet", "--bare", str(cache))
     if git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
@@ -100,7 +111,7 @@ def _fetch(cache: Path, repo: str, version: str, commit: str) -> Path:
         ("fetch", "--quiet", "--depth=1", repo, commit),
         ("fetch", "--quiet", repo, version),
     ):
-        answer = git("-C", str(cache), *attempt)
+        answer = git("-C", str(cache), *attempt, given=given)
         if answer.returncode == 0 and git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
             return cache
     raise SourceError(
@@ -108,9 +119,9 @@ def _fetch(cache: Path, repo: str, version: str, commit: str) -> Path:
     )
 
 
-def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+def git(*arguments: str, given: Mapping[str, str] = NOTHING) -> subprocess.CompletedProcess[str]:
     """Run git so that it never asks a question."""
-    environment = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    environment = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **os.environ, **given, "GIT_TERMINAL_PROMPT": "0"}
     command = ["git", "-c", "credential.interactive=false", *arguments]
     try:
         return subprocess.run(

@@ -9,9 +9,10 @@ from typing import Any, TextIO
 import yaml
 from pydantic import ValidationError
 
-from standpipe import sources
+from standpipe import build_secrets, sources
+from standpipe.build_secrets import BuildSecrets
 from standpipe.errors import ConfigurationError
-from standpipe.pipeline import Declaration, problems
+from standpipe.pipeline import Declaration, Source, problems
 
 
 def read(stream: TextIO) -> dict[str, Any]:
@@ -62,34 +63,36 @@ def repeated_names(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def resolve(declaration: Declaration) -> Declaration:
+def resolve(declaration: Declaration, secrets: dict[str, BuildSecrets] | None = None) -> Declaration:
     """Fill in the commit of each pipeline that is present, asking each repository once for each ref."""
     present = [pipeline for pipeline in declaration.pipelines if pipeline.state == "present" and pipeline.source]
-    questions = sorted({(p.source.repo, p.source.version, p.source.requirements) for p in present if p.source})
+    asked = {
+        pipeline.name: (pipeline.source, (secrets or {}).get(pipeline.name, build_secrets.NONE)) for pipeline in present
+    }
+    questions = list(dict.fromkeys(asked.values()))
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = dict(zip(questions, pool.map(_answer, questions), strict=True))
     found = []
     resolved = []
     for pipeline in declaration.pipelines:
-        source = pipeline.source
-        if pipeline.state == "present" and source:
-            answer = answers[source.repo, source.version, source.requirements]
+        if pipeline.name in asked and pipeline.state == "present":
+            answer = answers[asked[pipeline.name]]
             if isinstance(answer, sources.SourceError):
                 found.append(f"pipeline '{pipeline.name}': {answer.key}: {answer}")
             else:
-                named = source.model_copy(update={"commit": answer})
-                pipeline = pipeline.model_copy(update={"source": named})
+                pipeline = pipeline.model_copy(update={"source": answer})
         resolved.append(pipeline)
     if found:
         raise ConfigurationError("\n".join(found))
     return declaration.model_copy(update={"pipelines": resolved})
 
 
-def _answer(question: tuple[str, str, str]) -> str | sources.SourceError:
-    repo, version, requirements = question
+def _answer(question: tuple[Source, BuildSecrets]) -> Source | sources.SourceError:
+    source, secrets = question
     try:
-        commit = sources.resolve(repo, version)
-        sources.require_file(repo, version, commit, requirements)
+        with build_secrets.for_git(secrets) as given:
+            commit = sources.resolve(source.repo, source.version, given)
+            made = sources.require_file(source.repo, source.version, commit, source.requirements, given)
     except sources.SourceError as error:
-        return error
-    return commit
+        return sources.SourceError(error.key, build_secrets.masked(str(error), secrets))
+    return source.model_copy(update={"commit": commit, "committed": made})

@@ -214,12 +214,16 @@ class ComposeEngine:
         """Ask for the image that the role put in service, or for another."""
         return self._ask("inspect_image", image or self._in_service(pipeline)) is not None
 
-    def image_id(self, image: str) -> str:
-        """Return the id of an image. Raises UsageError where there is none of that name."""
-        seen = self._ask("inspect_image", image)
+    def image(self, image: str) -> dict[str, Any]:
+        """Return what Docker says of an image. Raises UsageError where there is none of that name."""
+        seen: dict[str, Any] | None = self._ask("inspect_image", image)
         if seen is None:
             raise UsageError(f"there is no image {image} on this host: docker images")
-        return str(seen["Id"])
+        return seen
+
+    def image_id(self, image: str) -> str:
+        """Return the id of an image, likewise."""
+        return str(self.image(image)["Id"])
 
     def saved(self, image: str) -> Iterator[bytes]:
         """Yield an image as `docker save` writes it."""
