@@ -39,6 +39,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     yield from look_at_clock()
     yield from look_at_disks()
     yield from look_at_services()
+    yield from look_at_metadata()
     yield from look_at_certificate()
     yield from look_at_receipts()
     for name in configuration.names():
@@ -92,6 +93,16 @@ def look_at_services() -> Iterator[Finding]:
         state = answer.stdout.strip() or "unknown"
         remedy = None if state == "active" else f"systemctl status {service}; or run site.yml on this host"
         yield Finding(f"service {service}", state, remedy)
+
+
+def look_at_metadata() -> Iterator[Finding]:
+    """See that containers are kept from the instance metadata service, where the role has set that up."""
+    if not paths.METADATA.exists():
+        return
+    command = ["nft", "list", "table", "inet", "standpipe"]
+    there = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    remedy = None if there else "systemctl restart standpipe-metadata"
+    yield Finding("metadata service", "refused to containers" if there else "open to every container", remedy)
 
 
 def look_at_certificate() -> Iterator[Finding]:
