@@ -48,10 +48,12 @@ def backfill(
     todo: list[datetime],
     listen: Callable[[Line], None],
     say: Callable[[str], None],
+    again: bool = False,
 ) -> int:
     """Try each slot once, oldest first; return 0, or the exit code of the first that failed.
 
-    It waits for whoever holds the pipeline, and ends where it, or a run of it, was stopped.
+    It waits for whoever holds the pipeline, and ends where it, or a run of it, was stopped. A slot that has succeeded
+    by the time of its turn, by a retry or by the run that an earlier backfill left, is passed over unless `again`.
     """
     worst = 0
     with runner.stop_requests() as requests:
@@ -63,10 +65,14 @@ def backfill(
                 wait_until_free(ledger, engine, name, requests, say)
                 if requests.asked:
                     return STOPPED
+                if not again and ledger.succeeded(name, slot):
+                    break
                 try:
                     run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, requests, listen, say)
                 except AlreadyRunning as error:  # somebody was quicker
                     say(f"{error}; waiting")
+            if run is None:
+                continue
             code = runner.exit_code_of(run)
             say(report.ended(run, code))
             worst = worst or code

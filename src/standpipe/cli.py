@@ -44,7 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
     try:
-        return int(arguments.call(arguments))
+        try:
+            return int(arguments.call(arguments))
+        except LedgerDamaged:  # wherever it was met: what is set aside cannot be met again
+            from standpipe import paths
+
+            recovered(paths.LEDGER).close()
+            return int(arguments.call(arguments))
     except StandpipeError as error:
         for line in str(error).splitlines():
             print(f"standpipe: {line}", file=sys.stderr)
@@ -394,7 +400,7 @@ def call_backfill(arguments: argparse.Namespace) -> int:
         tqdm.write(f"standpipe: {message}", file=sys.stderr)
 
     try:
-        return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say)
+        return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say, arguments.again)
     finally:
         pass_on(ledger)
 
@@ -410,11 +416,12 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
 
     ledger = open_ledger()
     warn_of_the_clock(ledger, say)
+    failures = 1
     try:
         failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
         catch_up.forget_the_old(ledger, say, datetime.now(UTC))
     finally:
-        pass_on(ledger, ping=True)
+        pass_on(ledger, ping=not failures)  # of a host that cannot look after all of its pipelines an alarm is right
     return InternalError.exit_code if failures else 0
 
 

@@ -295,6 +295,8 @@ class Ledger:
                 raise SlotRecorded
             if trigger == "retry" and (known is None or known["retry_at"] is None):
                 raise SlotRecorded
+            if slot and trigger in ("scheduled", "catch-up", "retry") and self.succeeded(pipeline, slot):
+                raise SlotRecorded
             row = db.execute("SELECT * FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
             held = ("settled", "skipped", "held", 75, f"held by run {row['id']}") if row else ("claimed", *[None] * 4)
             db.execute(
@@ -344,9 +346,10 @@ class Ledger:
             db.execute("UPDATE pipelines SET complete_until = ? WHERE name = ?", (timestamp(until), pipeline))
 
     def recorded(self, pipeline: str, start: datetime, end: datetime) -> set[datetime]:
-        """Return the slots after `start`, up to and including `end`, that have their record."""
+        """Return the slots after `start`, up to and including `end`, that have their record, or are done by a backfill."""
         rows = self._select(
-            "SELECT slot FROM slots WHERE pipeline = ? AND slot > ? AND slot <= ?",
+            "SELECT slot FROM slots WHERE pipeline = ?1 AND slot > ?2 AND slot <= ?3 UNION"
+            " SELECT slot FROM runs WHERE pipeline = ?1 AND slot > ?2 AND slot <= ?3 AND outcome = 'succeeded'",
             pipeline,
             timestamp(start),
             timestamp(end),
@@ -493,6 +496,12 @@ class Ledger:
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
+            if done.rowcount and outcome == "succeeded":  # whoever started it: its slot is done
+                db.execute(
+                    "UPDATE slots SET retry_at = NULL FROM runs WHERE runs.id = ?"
+                    " AND slots.pipeline = runs.pipeline AND slots.slot = runs.slot",
+                    (run,),
+                )
 
     def unconfirmed(self) -> list[Run]:
         """Return the settled runs whose log the collector has not confirmed, oldest first."""
