@@ -25,9 +25,15 @@ def slots_of(pipeline: Pipeline, first: date, last: date, now: datetime) -> list
         raise UsageError(f"--from {first} is after --to {last}: exchange them")
     if pipeline.schedule is None:
         raise UsageError(f"{pipeline.name} has no schedule that names slots: standpipe run {pipeline.name} --date D")
-    start, end = midnight(pipeline.schedule, first), midnight(pipeline.schedule, last + timedelta(days=1))
+    tomorrow = slots.slot_date(pipeline.schedule, now) + timedelta(days=1)
+    if first >= tomorrow:
+        return []
+    if first.year < 1970:
+        raise UsageError(f"--from {first} is before 1970: name a date after it")
+    end = midnight(pipeline.schedule, min(last, tomorrow) + timedelta(days=1))
     just_before = timedelta(microseconds=1)
-    return [slot for slot in slots.between(pipeline.schedule, start - just_before, end - just_before) if slot <= now]
+    start = midnight(pipeline.schedule, first) - just_before
+    return list(slots.between(pipeline.schedule, start, min(end - just_before, now)))
 
 
 def midnight(schedule: Schedule, day: date) -> datetime:

@@ -113,13 +113,13 @@ def parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what runs, what ran last, what is next")
     status.add_argument("name", nargs="?", help="one pipeline, with its next slots")
-    status.add_argument("--next", type=int, default=5, metavar="N", help="how many slots (5)")
+    status.add_argument("--next", type=count, default=5, metavar="N", help="how many slots (5)")
     status.add_argument("--json", action="store_true")
     status.set_defaults(call=call_status)
 
     history = commands.add_parser("history", help="runs, newest first")
     history.add_argument("name", nargs="?")
-    history.add_argument("--limit", type=int, default=20, metavar="N", help="how many (20)")
+    history.add_argument("--limit", type=count, default=20, metavar="N", help="how many (20)")
     history.add_argument("--json", action="store_true")
     history.set_defaults(call=call_history)
 
@@ -236,6 +236,17 @@ def day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no date: write YYYY-MM-DD") from None
+
+
+def count(text: str) -> int:
+    """Read a number of the command line that is none below 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines: write 0 or more")
+    return number
 
 
 def require_root() -> None:
@@ -647,6 +658,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     if arguments.forget:
         if arguments.forget in configuration.names():
             raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")
+        require_known(ledger, arguments.forget)
         ledger.forget(arguments.forget)
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
         return 0
