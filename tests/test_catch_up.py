@@ -321,6 +321,46 @@ def test_a_backfill_waits_for_a_container_by_hand_without_a_record_of_each_look(
     assert [run.outcome for run in ledger.history("arxlive", 10)] == ["succeeded"]
 
 
+def test_a_slot_that_a_backfill_has_done_is_neither_retried_nor_made_up_for(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    pipeline = declare(retries={"count": 2, "delay": "1s"}, schedule={"cron": "*/10 * * * *"})
+    now = datetime.now(UTC)
+    ledger.register(pipeline, now - timedelta(minutes=35))
+    runner.make_lock("arxlive")
+    assert pipeline.schedule
+    failed, unseen = list(slots.between(pipeline.schedule, now - timedelta(minutes=34), now - timedelta(minutes=3)))[
+        -2:
+    ]
+    engine.program = "import os; os._exit(30)"
+    try_slot(ledger, engine, "scheduled", failed)
+    engine.program = "print()"
+    assert backfill.backfill(ledger, engine, "arxlive", [failed, unseen], nothing, nothing) == 0
+    assert ledger.retries("arxlive") == []
+    catch_up.catch_up(ledger, engine, nothing, nothing, now + timedelta(minutes=1))
+    mine = [run for run in ledger.history("arxlive", 100) if run.slot in (timestamp(failed), timestamp(unseen))]
+    assert sorted((run.slot, run.trigger) for run in mine if run.outcome == "succeeded") == [
+        (timestamp(slot), "backfill") for slot in (failed, unseen)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("again", "runs"), [(False, 1), (True, 2)])
+def test_a_backfill_that_was_killed_and_is_begun_again_does_no_slot_twice(
+    ledger: Ledger, engine: ProcessEngine, again: bool, runs: int
+) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"})
+    runner.make_lock("arxlive")
+    slot, left = datetime(2026, 11, 1, 3, tzinfo=UTC), str(ULID())
+    ledger.claim(left, "arxlive", "backfill", slot.date(), slot, datetime.now(UTC))
+    engine.program = "import time; time.sleep(0.5)"
+    with runner.living_runner(ledger, left) as life:
+        engine.start("arxlive", left, [], life, None)
+    todo = backfill.open_slots(ledger, pipeline, slot.date(), slot.date(), again=again)
+    assert todo == [slot]
+    assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing, again) == 0
+    assert [run.outcome for run in ledger.history("arxlive", 10)] == ["succeeded"] * runs
+
+
 def test_a_range_that_is_none_is_told(host: Path) -> None:
     pipeline = declare()
     with pytest.raises(UsageError, match="is after --to"):

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+import time
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,78 @@ def test_nobody_who_looks_on_holds_up_a_run() -> None:
     os.close(read)
     assert child.wait(timeout=30) == 0  # and though nobody ever will
     child.stderr.close()
+
+
+def damage(first: int, pages: int = 1) -> None:
+    data = bytearray(paths.LEDGER.read_bytes())
+    data[first * 4096 : (first + pages) * 4096] = b"\xff" * 4096 * pages
+    paths.LEDGER.write_bytes(data)
+
+
+@pytest.mark.parametrize("page", [2, 3, -2])
+def test_damage_that_is_met_after_the_opening_is_healed_by_the_command_that_meets_it(
+    ledger: Ledger, page: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = datetime.now(UTC) - timedelta(days=2)
+    for number in range(2000):
+        run, slot = f"01J{number:023}", begun + timedelta(minutes=number)
+        ledger.claim(run, "arxlive", "scheduled", slot.date(), slot, slot)
+        ledger.settle(run, "succeeded", exit_code=0)
+    ledger.close()
+    damage(page if page > 0 else paths.LEDGER.stat().st_size // 4096 + page)
+    pinged: list[object] = []
+    monkeypatch.setattr("standpipe.notify.ping", pinged.append)
+    monkeypatch.setattr("standpipe.catch_up.work_through", lambda *_arguments: None)
+    assert main(["catch-up"]) == 0
+    assert main(["history", "--limit", "5000"]) == 0
+    told = capsys.readouterr().err
+    assert "runs were recovered" in told
+    assert len(list(paths.LEDGER.parent.glob("ledger.sqlite3.damaged-????????T??????Z"))) == 1
+    assert len(pinged) == 1
+
+
+def test_the_dead_man_s_switch_hears_nothing_of_a_catch_up_that_failed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged: list[object] = []
+    monkeypatch.setattr("standpipe.notify.ping", pinged.append)
+    monkeypatch.setattr("standpipe.catch_up.catch_up", lambda *_arguments: 1)
+    assert main(["catch-up"]) == 70
+    assert pinged == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "nosuch"])
+def test_only_a_pipeline_that_is_known_is_forgotten(ran: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (paths.PIPELINES / "arxlive.yml").unlink()
+    assert main(["reconcile", "--forget", name]) == 2
+    assert "It knows: arxlive" in capsys.readouterr().err
+    assert ran.exists()
+    assert main(["reconcile", "--forget", "arxlive"]) == 0
+    assert not ran.parent.exists()
+    assert paths.SPOOL.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["backfill", "arxlive", "--from", "2026-11-01", "--to", "9999-12-31", "--dry-run"], 0),
+        (["backfill", "arxlive", "--from", "9999-12-31", "--to", "9999-12-31", "--dry-run"], 0),
+        (["backfill", "arxlive", "--from", "0001-01-01", "--to", "0001-01-02", "--dry-run"], 2),
+    ],
+)
+def test_dates_at_the_ends_of_time_are_no_errors_of_standpipe(
+    ledger: Ledger, arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = DECLARED.replace('"* * * * *", timezone: UTC', '"0 3 * * *", timezone: Asia/Tokyo')
+    (paths.PIPELINES / "arxlive.yml").write_text(declared)
+    begun = time.monotonic()
+    assert main(arguments) == code
+    assert time.monotonic() - begun < 5
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["status", "arxlive", "--next", "-1"], ["history", "--limit", "-1"]])
+def test_a_negative_number_of_lines_is_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2

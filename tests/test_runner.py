@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from conftest import DECLARED, ProcessEngine
 from standpipe import paths, runner
 from standpipe.engines import CannotStart, Line
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, UsageError
-from standpipe.ledger import Ledger, Run, timestamp
+from standpipe.ledger import Ledger, Run, recover, timestamp
 from standpipe.logs import spool
 from standpipe.pipeline import Pipeline, parse_duration
 
@@ -306,3 +307,56 @@ def test_a_changed_schedule_names_slots_from_its_change_on(ledger: Ledger) -> No
 @pytest.mark.parametrize(("text", "seconds"), [("4h", 14400), ("1h30m", 5400), ("90", 90), ("2d", 172800)])
 def test_durations_are_read_as_people_write_them(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("why", ["stopped", "timed_out"])
+def test_a_run_that_is_done_by_itself_has_succeeded_though_it_was_about_to_be_ended(
+    ledger: Ledger, engine: ProcessEngine, why: str
+) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+    ledger.ending(run_id, why, "by ada")  # and whoever was to stop it was killed, or came too late
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    left = ledger.run(run_id)
+    assert left is not None
+    assert (left.outcome, left.exit_code, left.detail) == ("succeeded", 0, "by ada")
+
+
+@pytest.mark.parametrize(("rebooted", "outcome"), [(False, "succeeded"), (True, "interrupted")])
+def test_a_clock_that_is_set_during_a_run_is_no_reboot(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, rebooted: bool, outcome: str
+) -> None:
+    run_id, now = leave_a_run(ledger, engine, ended=timedelta(hours=1)), datetime.now(UTC)
+    with contextlib.closing(sqlite3.connect(paths.LEDGER)) as db:
+        db.execute("UPDATE runs SET boot = ?", (runner.boot_identity(),))
+        db.commit()
+    engine.made[run_id] = replace(engine.made[run_id], started_at=timestamp(now - timedelta(hours=3)))
+    monkeypatch.setattr(runner, "boot_time", lambda: now - timedelta(hours=2))  # by the clock that was set
+    if rebooted:
+        monkeypatch.setattr(runner, "boot_identity", lambda: "another")
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    left = ledger.run(run_id)
+    assert left is not None
+    assert left.outcome == outcome
+
+
+def test_a_ledger_that_is_set_aside_during_a_run_has_its_outcome_in_the_new_one(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    declare(schedule=None)
+    engine.program = "import time; print('up', flush=True); time.sleep(1)"
+    recovered: list[int] = []
+
+    def set_aside(_line: Line) -> None:
+        with contextlib.closing(sqlite3.connect(paths.LEDGER)) as whole:
+            whole.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (page,) = whole.execute("SELECT rootpage FROM sqlite_master WHERE name = 'runs_by_outcome'").fetchone()
+        with paths.LEDGER.open("r+b") as file:
+            file.seek((page - 1) * 4096)
+            file.write(b"\xff" * 4096)
+        recovered.append(recover(paths.LEDGER, datetime.now(UTC))[1])
+
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=set_aside, say=nothing)
+    assert recovered == [1]
+    assert run is not None
+    with contextlib.closing(Ledger(paths.LEDGER)) as fresh:
+        assert [(one.id, one.outcome) for one in fresh.history("arxlive", 9)] == [(run.id, "succeeded")]

@@ -25,9 +25,15 @@ def slots_of(pipeline: Pipeline, first: date, last: date, now: datetime) -> list
         raise UsageError(f"--from {first} is after --to {last}: exchange them")
     if pipeline.schedule is None:
         raise UsageError(f"{pipeline.name} has no schedule that names slots: standpipe run {pipeline.name} --date D")
-    start, end = midnight(pipeline.schedule, first), midnight(pipeline.schedule, last + timedelta(days=1))
+    tomorrow = slots.slot_date(pipeline.schedule, now) + timedelta(days=1)
+    if first >= tomorrow:
+        return []
+    if first.year < 1970:
+        raise UsageError(f"--from {first} is before 1970: name a date after it")
+    end = midnight(pipeline.schedule, min(last, tomorrow) + timedelta(days=1))
     just_before = timedelta(microseconds=1)
-    return [slot for slot in slots.between(pipeline.schedule, start - just_before, end - just_before) if slot <= now]
+    start = midnight(pipeline.schedule, first) - just_before
+    return list(slots.between(pipeline.schedule, start, min(end - just_before, now)))
 
 
 def midnight(schedule: Schedule, day: date) -> datetime:
@@ -48,10 +54,12 @@ def backfill(
     todo: list[datetime],
     listen: Callable[[Line], None],
     say: Callable[[str], None],
+    again: bool = False,
 ) -> int:
     """Try each slot once, oldest first; return 0, or the exit code of the first that failed.
 
-    It waits for whoever holds the pipeline, and ends where it, or a run of it, was stopped.
+    It waits for whoever holds the pipeline, and ends where it, or a run of it, was stopped. A slot that has succeeded
+    by the time of its turn, by a retry or by the run that an earlier backfill left, is passed over unless `again`.
     """
     worst = 0
     with runner.stop_requests() as requests:
@@ -63,10 +71,14 @@ def backfill(
                 wait_until_free(ledger, engine, name, requests, say)
                 if requests.asked:
                     return STOPPED
+                if not again and ledger.succeeded(name, slot):
+                    break
                 try:
                     run = runner.attempt(ledger, engine, name, "backfill", slot, day, pipeline, requests, listen, say)
                 except AlreadyRunning as error:  # somebody was quicker
                     say(f"{error}; waiting")
+            if run is None:
+                continue
             code = runner.exit_code_of(run)
             say(report.ended(run, code))
             worst = worst or code

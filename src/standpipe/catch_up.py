@@ -17,7 +17,7 @@ from ulid import ULID
 
 from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
-from standpipe.errors import StandpipeError
+from standpipe.errors import LedgerDamaged, StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
 from standpipe.logs import receipts
 from standpipe.pipeline import Pipeline, Schedule
@@ -68,6 +68,8 @@ def catch_up(
             note_late(ledger, pipeline, known, now)
             going = ledger.running(name)
             abandoned = going is not None and not runner.has_living_runner(going.id)
+        except LedgerDamaged:
+            raise  # of all pipelines, and mended by whoever called
         except StandpipeError as error:
             say(f"{name}: {error}")
             failures += 1

@@ -44,7 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
     try:
-        return int(arguments.call(arguments))
+        try:
+            return int(arguments.call(arguments))
+        except LedgerDamaged:  # wherever it was met: what is set aside cannot be met again
+            from standpipe import paths
+
+            recovered(paths.LEDGER).close()
+            return int(arguments.call(arguments))
     except StandpipeError as error:
         for line in str(error).splitlines():
             print(f"standpipe: {line}", file=sys.stderr)
@@ -107,13 +113,13 @@ def parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="what runs, what ran last, what is next")
     status.add_argument("name", nargs="?", help="one pipeline, with its next slots")
-    status.add_argument("--next", type=int, default=5, metavar="N", help="how many slots (5)")
+    status.add_argument("--next", type=count, default=5, metavar="N", help="how many slots (5)")
     status.add_argument("--json", action="store_true")
     status.set_defaults(call=call_status)
 
     history = commands.add_parser("history", help="runs, newest first")
     history.add_argument("name", nargs="?")
-    history.add_argument("--limit", type=int, default=20, metavar="N", help="how many (20)")
+    history.add_argument("--limit", type=count, default=20, metavar="N", help="how many (20)")
     history.add_argument("--json", action="store_true")
     history.set_defaults(call=call_history)
 
@@ -246,6 +252,17 @@ def day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no date: write YYYY-MM-DD") from None
+
+
+def count(text: str) -> int:
+    """Read a number of the command line that is none below 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1_000_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines: write 0 or more")
+    return number
 
 
 def require_root() -> None:
@@ -410,7 +427,7 @@ def call_backfill(arguments: argparse.Namespace) -> int:
         tqdm.write(f"standpipe: {message}", file=sys.stderr)
 
     try:
-        return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say)
+        return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say, arguments.again)
     finally:
         pass_on(ledger)
 
@@ -426,11 +443,12 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
 
     ledger = open_ledger()
     warn_of_the_clock(ledger, say)
+    failures = 1
     try:
         failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
         catch_up.forget_the_old(ledger, say, datetime.now(UTC))
     finally:
-        pass_on(ledger, ping=True)
+        pass_on(ledger, ping=not failures)  # of a host that cannot look after all of its pipelines an alarm is right
     return InternalError.exit_code if failures else 0
 
 
@@ -656,6 +674,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     if arguments.forget:
         if arguments.forget in configuration.names():
             raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")
+        require_known(ledger, arguments.forget)
         ledger.forget(arguments.forget)
         shutil.rmtree(paths.SPOOL / arguments.forget, ignore_errors=True)
         return 0

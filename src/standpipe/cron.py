@@ -26,3 +26,9 @@ def check(line: str) -> None:
         next(CronSim(line, datetime.now(UTC)))
     except CronSimError as error:
         raise ValueError(f"is no cron line ({error}). Write {EXAMPLE}") from None
+
+
+def has_star(line: str) -> bool:
+    """Say whether a line names every minute or hour, or every so many: cron then goes by real time."""
+    minute, hour, *_days = line.split()
+    return minute.startswith("*") or hour.startswith("*")

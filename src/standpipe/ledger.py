@@ -76,6 +76,10 @@ MIGRATIONS = (
     ALTER TABLE runs ADD COLUMN send_again_at TEXT;
     CREATE INDEX unconfirmed ON runs (id) WHERE unconfirmed_since IS NOT NULL;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN boot TEXT;
+    ALTER TABLE pipelines ADD COLUMN told TEXT;
+    """,
 )
 
 
@@ -89,6 +93,7 @@ class Run:
     `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people;
     `notice` is what somebody is still to be told of it. `receipt` is when the collector confirmed its
     log; until then, where there is a collector, it is unconfirmed since its end, and sent again in time.
+    `boot` names the boot of the host in which it was claimed.
     """
 
     id: str
@@ -113,6 +118,7 @@ class Run:
     notice: str | None
     unconfirmed_since: str | None
     send_again_at: str | None
+    boot: str | None
 
     @property
     def awaits_receipt_since(self) -> datetime:
@@ -167,14 +173,34 @@ class Ledger:
         self.path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._open()
             path.chmod(0o600)
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA synchronous = FULL")
             if migrate:
                 self._migrate()
         except (sqlite3.Error, OSError) as error:
             raise unwritable(path, error) from error
+
+    def _open(self) -> None:
+        self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        self._file = self.path.stat().st_ino
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+    def _follow(self) -> None:
+        """Open the file anew where it was set aside meanwhile, and another is in its place."""
+        if self._connection.in_transaction or self._is_in_place():
+            return
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until its runs are taken over
+        if self.path.exists():
+            self._connection.close()
+            self._open()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self.path.stat().st_ino == self._file
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file."""
@@ -210,10 +236,11 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
+            self._follow()
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise unwritable(self.path, error) from error
@@ -277,7 +304,14 @@ class Ledger:
         return bool(self._select("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", pipeline, timestamp(slot)))
 
     def claim(
-        self, run: str, pipeline: str, trigger: str, day: date, slot: datetime | None, now: datetime
+        self,
+        run: str,
+        pipeline: str,
+        trigger: str,
+        day: date,
+        slot: datetime | None,
+        now: datetime,
+        boot: str | None = None,
     ) -> Run | None:
         """Claim a pipeline for `run`, and a slot of it where the trigger is one that owns its slot.
 
@@ -295,11 +329,13 @@ class Ledger:
                 raise SlotRecorded
             if trigger == "retry" and (known is None or known["retry_at"] is None):
                 raise SlotRecorded
+            if slot and trigger in ("scheduled", "catch-up", "retry") and self.succeeded(pipeline, slot):
+                raise SlotRecorded
             row = db.execute("SELECT * FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
             held = ("settled", "skipped", "held", 75, f"held by run {row['id']}") if row else ("claimed", *[None] * 4)
             db.execute(
                 "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, attempt, state, outcome, reason,"
-                " exit_code, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " exit_code, detail, boot) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     run,
                     pipeline,
@@ -309,6 +345,7 @@ class Ledger:
                     timestamp(now),
                     known["attempt"] + 1 if trigger == "retry" else 1,
                     *held,
+                    boot,
                 ),
             )
             if slot and (trigger == "scheduled" or (trigger in ("catch-up", "retry") and not row)):
@@ -344,9 +381,10 @@ class Ledger:
             db.execute("UPDATE pipelines SET complete_until = ? WHERE name = ?", (timestamp(until), pipeline))
 
     def recorded(self, pipeline: str, start: datetime, end: datetime) -> set[datetime]:
-        """Return the slots after `start`, up to and including `end`, that have their record."""
+        """Return the slots after `start`, up to and including `end`, recorded or done by a backfill."""
         rows = self._select(
-            "SELECT slot FROM slots WHERE pipeline = ? AND slot > ? AND slot <= ?",
+            "SELECT slot FROM slots WHERE pipeline = ?1 AND slot > ?2 AND slot <= ?3 UNION"
+            " SELECT slot FROM runs WHERE pipeline = ?1 AND slot > ?2 AND slot <= ?3 AND outcome = 'succeeded'",
             pipeline,
             timestamp(start),
             timestamp(end),
@@ -493,6 +531,12 @@ class Ledger:
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
+            if done.rowcount and outcome == "succeeded":  # whoever started it: its slot is done
+                db.execute(
+                    "UPDATE slots SET retry_at = NULL FROM runs WHERE runs.id = ?"
+                    " AND slots.pipeline = runs.pipeline AND slots.slot = runs.slot",
+                    (run,),
+                )
 
     def unconfirmed(self) -> list[Run]:
         """Return the settled runs whose log the collector has not confirmed, oldest first."""
@@ -635,8 +679,9 @@ class Ledger:
 
     def _select(self, statement: str, *values: object) -> list[sqlite3.Row]:
         try:
+            self._follow()
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise unwritable(self.path, error) from error
 
 

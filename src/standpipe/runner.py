@@ -31,6 +31,8 @@ from standpipe.errors import (
     ConfigurationError,
     EngineUnavailable,
     InternalError,
+    LedgerDamaged,
+    NotWritable,
     StandpipeError,
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
@@ -102,13 +104,16 @@ def attempt(
         if not isinstance(pipeline, Pipeline):
             conclude(ledger, run_id, name, "failed", reason="policy", exit_code=ConfigurationError.exit_code)
             raise pipeline or ConfigurationError(f"{name} cannot be read")
-        container = start(ledger, engine, run_id, pipeline, day, life)
-        say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
-        with bounded(ledger, engine, run_id, container, pipeline, requests, say):
-            follow(ledger, engine, run_id, name, container, listen, say)
-        settle(ledger, engine, run_id, name)
-        with suppress(EngineUnavailable):  # `reconcile` does it when the engine is back
-            release(ledger, engine, run_id, name)
+        try:
+            container = start(ledger, engine, run_id, pipeline, day, life)
+            say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
+            with bounded(ledger, engine, run_id, container, pipeline, requests, say):
+                follow(ledger, engine, run_id, name, container, listen, say)
+            settle(ledger, engine, run_id, name)
+            with suppress(EngineUnavailable):  # `reconcile` does it when the engine is back
+                release(ledger, engine, run_id, name)
+        except LedgerDamaged as error:
+            raise NotWritable(str(error)) from error  # the command is not repeated: that would be a second run
     return ledger.run(run_id)
 
 
@@ -236,7 +241,7 @@ def stop_requests() -> Iterator[Requests]:
 
 def claim(ledger: Ledger, run_id: str, name: str, trigger: str, day: date, slot: datetime | None) -> None:
     """Claim the pipeline and the slot, on disk, before anything is started."""
-    held_by = ledger.claim(run_id, name, trigger, day, slot, datetime.now(UTC))
+    held_by = ledger.claim(run_id, name, trigger, day, slot, datetime.now(UTC), boot_identity())
     if held_by:
         raise AlreadyRunning(f"{name} is already running: run {held_by.id}, since {held_by.claimed_at}")
 
@@ -370,7 +375,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
         conclude(ledger, run_id, name, "interrupted", reason="engine")
-    elif was_killed_by_a_reboot(container, boot_time()):
+    elif noted and noted.boot != boot_identity() and was_killed_by_a_reboot(container, boot_time()):
         conclude(ledger, run_id, name, "interrupted", reason="host_down", started_at=container.started_at)
     elif container.started_at is None or container.exit_code is None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
@@ -394,6 +399,16 @@ def boot_time() -> datetime:
     since_boot = int(Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     machine = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
     return datetime.fromtimestamp(int(machine.split()[1]) + since_boot, UTC)
+
+
+def boot_identity() -> str:
+    """Return what differs after each boot of this host, and by no step of its clock.
+
+    The kernel's own id, and when the first process started, in ticks since the kernel did: a host that
+    is a container has its kernel's id from another.
+    """
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{kernel} {Path('/proc/1/stat').read_text().rpartition(')')[2].split()[19]}"
 
 
 def was_killed_by_a_reboot(container: Container, booted: datetime) -> bool:
@@ -451,14 +466,14 @@ def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now
 def outcome_of(container: Container, ending: str | None) -> tuple[str, str | None, int]:
     """Return outcome, reason and exit code of an ended container."""
     code = container.exit_code if container.exit_code is not None else 1
+    if code == 0 and not container.error:  # Luigi's word that all is done, whatever was to be done about it
+        return "succeeded", None, 0
     if ending == "timed_out":
         return "timed_out", None, TIMED_OUT
     if ending == "stopped":
         return "stopped", None, STOPPED
     if code == ALREADY_RUNNING:
         return "skipped", "held", code
-    if code == 0 and not container.error:
-        return "succeeded", None, 0
     return "failed", None, code or 1
 
 
