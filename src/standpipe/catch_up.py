@@ -56,6 +56,7 @@ def catch_up(
 
     Raises nothing of a single pipeline's: that is told, and the others go on.
     """
+    take_back_the_future(ledger, say, now)
     seen = ledger.watched(now)
     down_since = seen if seen and now - seen > HOST_WAS_DOWN else None
     children = {}
@@ -83,6 +84,12 @@ def catch_up(
             say(f"{name}: its catching up ended with exit code {os.waitstatus_to_exitcode(status)}")
             failures += 1
     return failures
+
+
+def take_back_the_future(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
+    """Where the clock was ahead and was put right: what was missed by that clock alone is still to come."""
+    if count := ledger.take_back(now, now - CRON_IS_PUNCTUAL):
+        say(f"{count} slots were recorded as missed by a clock that was ahead: they are still to come")
 
 
 def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:

@@ -442,11 +442,10 @@ def has_collector() -> bool:
 
 
 def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
-    """Return what somebody is to be told of an outcome that stands: what went wrong, or is well again."""
+    """Return what is to be told of an outcome that stands: what went wrong, or is well since that was told."""
     if outcome in FAILURES:
         return outcome
-    before = ledger.verdict(name)
-    return "recovered" if outcome == "succeeded" and before in FAILURES else None
+    return "recovered" if outcome == "succeeded" and ledger.trouble(name) else None
 
 
 def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:
