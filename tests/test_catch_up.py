@@ -18,7 +18,7 @@ from ulid import ULID
 from conftest import DECLARED, ProcessEngine
 from standpipe import backfill, catch_up, paths, runner, slots
 from standpipe.engines import CannotStart
-from standpipe.errors import UsageError
+from standpipe.errors import EngineUnavailable, UsageError
 from standpipe.ledger import Ledger, Run, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
@@ -374,6 +374,17 @@ def test_a_clock_that_was_ahead_costs_no_slot_that_is_still_to_come(ledger: Ledg
     assert len(ledger.notices()) <= 4
     host.catch_up(now + timedelta(days=2, minutes=5))
     assert len(ledger.recorded("arxlive", now, now + timedelta(days=2, minutes=3))) == 2 * 1440 + 3
+
+
+def test_catch_up_releases_a_container_whose_release_failed(ledger: Ledger, engine: ProcessEngine) -> None:
+    declare(schedule=None)
+    engine.refuses_removal = EngineUnavailable("Docker is away")
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=nothing, say=nothing)
+    assert run is not None
+    assert engine.removed == []
+    engine.refuses_removal = None
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    assert engine.removed == [run.id]
 
 
 def test_a_range_that_is_none_is_told(host: Path) -> None:

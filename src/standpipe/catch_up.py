@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from ulid import ULID
 
 from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
-from standpipe.errors import LedgerDamaged, StandpipeError
+from standpipe.errors import EngineUnavailable, LedgerDamaged, StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
 from standpipe.logs import receipts
 from standpipe.pipeline import Pipeline, Schedule
@@ -57,6 +58,8 @@ def catch_up(
     Raises nothing of a single pipeline's: that is told, and the others go on.
     """
     take_back_the_future(ledger, say, now)
+    with suppress(EngineUnavailable):  # each run of a pipeline says so
+        runner.release_the_settled(ledger, engine)
     seen = ledger.watched(now)
     down_since = seen if seen and now - seen > HOST_WAS_DOWN else None
     children = {}
