@@ -18,7 +18,7 @@ from ulid import ULID
 from conftest import DECLARED, ProcessEngine
 from standpipe import backfill, catch_up, paths, runner, slots
 from standpipe.engines import CannotStart
-from standpipe.errors import UsageError
+from standpipe.errors import EngineUnavailable, UsageError
 from standpipe.ledger import Ledger, Run, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
@@ -92,6 +92,7 @@ class Host:
             self.start("scheduled", slot, now)
 
     def catch_up(self, now: datetime) -> None:
+        catch_up.take_back_the_future(self.ledger, nothing, now)
         seen = self.ledger.watched(now)
         down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
         for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
@@ -359,6 +360,31 @@ def test_a_backfill_that_was_killed_and_is_begun_again_does_no_slot_twice(
     assert todo == [slot]
     assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing, again) == 0
     assert [run.outcome for run in ledger.history("arxlive", 10)] == ["succeeded"] * runs
+
+
+def test_a_clock_that_was_ahead_costs_no_slot_that_is_still_to_come(ledger: Ledger) -> None:
+    now, said = datetime.now(UTC), list[str]()
+    host = Host(ledger, schedule(cron="* * * * *"), now)
+    host.catch_up(now + timedelta(days=2))
+    assert len(ledger.notices()) > 2000
+    assert runner.due_slot(ledger, host.known(), now + timedelta(minutes=5)) is None
+    catch_up.take_back_the_future(ledger, said.append, now + timedelta(minutes=4))
+    assert "still to come" in said[0]
+    assert runner.due_slot(ledger, host.known(), now + timedelta(minutes=5)) is not None
+    assert len(ledger.notices()) <= 4
+    host.catch_up(now + timedelta(days=2, minutes=5))
+    assert len(ledger.recorded("arxlive", now, now + timedelta(days=2, minutes=3))) == 2 * 1440 + 3
+
+
+def test_catch_up_releases_a_container_whose_release_failed(ledger: Ledger, engine: ProcessEngine) -> None:
+    declare(schedule=None)
+    engine.refuses_removal = EngineUnavailable("Docker is away")
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=nothing, say=nothing)
+    assert run is not None
+    assert engine.removed == []
+    engine.refuses_removal = None
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    assert engine.removed == [run.id]
 
 
 def test_a_range_that_is_none_is_told(host: Path) -> None:

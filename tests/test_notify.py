@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def test_nobody_is_told_old_news_when_somebody_is_named_at_last(ledger: Ledger, 
     assert ledger.notices() == []
 
 
-def test_missed_and_late_slots_are_told(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+def test_missed_slots_are_told(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
     document = yaml.safe_load(DECLARED) | {
         "late_after": "1h",
         "schedule": {"cron": "0 * * * *", "start_within": "1h30m"},
@@ -134,6 +134,20 @@ def test_missed_and_late_slots_are_told(ledger: Ledger, engine: ProcessEngine, h
     notify.tell(ledger, nothing)
     titles = [told["title"].partition(": ")[2] for told in hook.taken]
     assert any(title.startswith("missed") for title in titles)
+
+
+def test_a_slot_that_nothing_has_finished_in_its_time_is_told_as_late(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    document = yaml.safe_load(DECLARED) | {"late_after": "5m", "schedule": {"cron": "*/5 * * * *"}}
+    (paths.PIPELINES / "arxlive.yml").write_text(yaml.safe_dump(document))
+    now = datetime.now(UTC)
+    ledger.register(Pipeline.model_validate(document), now - timedelta(minutes=1))
+    engine.program = "import os; os._exit(30)"
+    for minutes in (10, 13):  # it is tried, and to be tried again; then its time is over
+        catch_up.catch_up(ledger, engine, nothing, nothing, now + timedelta(minutes=minutes))
+        notify.tell(ledger, nothing)
+    assert "late" in titles(hook)
 
 
 def test_a_damaged_file_is_told_without_what_is_in_it(host: Path) -> None:
@@ -177,3 +191,105 @@ def test_metrics_are_prometheus_own_text(ledger: Ledger, engine: ProcessEngine) 
     age = datetime.now(UTC).timestamp() - found[("standpipe_last_success_timestamp_seconds", None)]
     assert 0 <= age < 60
     assert found[("standpipe_last_duration_seconds", None)] > 0
+
+
+def test_an_address_that_refuses_costs_no_other_a_second_message(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    bad = Hook()
+    bad.status = 500
+    urls = [f"json://127.0.0.1:{port}/x" for port in (hook.port, bad.port)]
+    paths.NOTIFY.write_text(yaml.safe_dump({"urls": [*urls, "nosuchscheme://x"]}))
+    run(ledger, engine, "import os; os._exit(30)")
+    for _ in range(3):
+        notify.tell(ledger, nothing)
+    assert (len(hook.taken), len(bad.taken)) == (1, 0)
+    bad.status = 200
+    notify.tell(ledger, nothing)
+    assert (len(hook.taken), len(bad.taken)) == (1, 1)
+    bad.server.shutdown()
+    bad.server.server_close()
+
+
+def titles(hook: Hook) -> list[str]:
+    return [told["title"].partition(": ")[2] for told in hook.taken]
+
+
+def test_a_retry_that_succeeds_is_no_recovery_of_what_nobody_was_told(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    document = yaml.safe_load(DECLARED) | {"retries": {"count": 2, "delay": "1s"}}
+    (paths.PIPELINES / "arxlive.yml").write_text(yaml.safe_dump(document))
+    ledger.register(Pipeline.model_validate(document), datetime.now(UTC) - timedelta(hours=1))
+    for program in ("import os; os._exit(30)", "print()"):
+        engine.program = program
+        slot = datetime.now(UTC).replace(second=0, microsecond=0)
+        trigger = "retry" if ledger.retries("arxlive") else "scheduled"
+        slot = ledger.retries("arxlive")[0][0] if trigger == "retry" else slot
+        with runner.stop_requests() as requests:
+            pipeline = Pipeline.model_validate(document)
+            runner.attempt(
+                ledger, engine, "arxlive", trigger, slot, slot.date(), pipeline, requests, nothing, nothing
+            )  # fmt: skip
+        notify.tell(ledger, nothing)
+    assert titles(hook) == []
+
+
+def test_a_damaged_declaration_and_a_late_slot_are_told_and_so_is_their_recovery(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED)), datetime.now(UTC) - timedelta(hours=1))
+    (paths.PIPELINES / "arxlive.yml").write_text("name: [")
+    with pytest.raises(ConfigurationError):
+        runner.run(ledger, engine, "arxlive", None, scheduled=True, listen=nothing, say=nothing)
+    (paths.PIPELINES / "arxlive.yml").write_text(DECLARED)
+    run(ledger, engine, "print()")
+    notify.tell(ledger, nothing)
+    failed = next(one for one in ledger.history("arxlive", 9) if one.slot)
+    ledger.note_late("arxlive", datetime.fromisoformat(failed.slot or ""))
+    run(ledger, engine, "print()")
+    notify.tell(ledger, nothing)
+    assert titles(hook) == ["failed", "recovered", "late", "recovered"]
+
+
+def test_what_is_to_be_told_since_a_message_was_made_is_told_too(ledger: Ledger, host: Path) -> None:
+    now = datetime.now(UTC)
+    ledger.claim("A", "arxlive", "manual", now.date(), None, now)
+    ledger.settle("A", "failed", exit_code=30, notice="failed")
+    ledger.told(["A"], "late")
+    assert [one.notice for one in ledger.notices()] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "aws_secret_access_key=hunter2", "SECRET_KEY=hunter2", "Authorization: Bearer hunter2", "--password hunter2",
+        "passwd=hunter2", '{"password": "a b hunter2"}', "mysql --password=hunter2 -u me", "my_token: hunter2",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_secret_in_a_log_is_in_no_message(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook, line: str
+) -> None:
+    key = ["-----BEGIN RSA PRIVATE KEY-----", "MIIhunter2", "-----END RSA PRIVATE KEY-----", "ghp_" + "a" * 36]
+    run(
+        ledger,
+        engine,
+        f"for l in {[*key, line, 'the end']!r}: print(l)\nimport os, sys; sys.stdout.flush(); os._exit(1)",
+    )
+    notify.tell(ledger, nothing)
+    (told,) = hook.taken
+    assert told["message"].endswith("the end")
+    assert "hunter2" not in told["message"]
+    assert "ghp_" not in told["message"]
+
+
+def test_a_message_of_many_slots_lists_the_newest_and_counts_the_rest(ledger: Ledger) -> None:
+    now = datetime.now(UTC)
+    missed: list[tuple[str, datetime, date, str, str | None]] = [
+        (f"R{n:04}", now + timedelta(minutes=n), now.date(), "too_late", None) for n in range(5000)
+    ]
+    ledger.miss(missed, "arxlive", now)
+    title, body = notify.message("arxlive", "missed", ledger.notices(), 20)
+    assert "(5000 slots)" in title
+    assert len(body.splitlines()) == 21
+    assert body.startswith("and 4980 before")

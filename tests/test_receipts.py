@@ -251,7 +251,7 @@ def test_an_overdue_receipt_is_told_once(waiting: Host) -> None:
     waiting.configure(overdue_after=60)
     waiting.look()
     assert [run.notice for run in waiting.ledger.notices()] == ["unconfirmed"]
-    waiting.ledger.told([RUN])
+    waiting.ledger.told([RUN], "unconfirmed")
     waiting.look()
     assert waiting.ledger.notices() == []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from ulid import ULID
 
 from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
-from standpipe.errors import LedgerDamaged, StandpipeError
+from standpipe.errors import EngineUnavailable, LedgerDamaged, StandpipeError
 from standpipe.ledger import Ledger, Registered, timestamp
 from standpipe.logs import receipts
 from standpipe.pipeline import Pipeline, Schedule
@@ -56,6 +57,9 @@ def catch_up(
 
     Raises nothing of a single pipeline's: that is told, and the others go on.
     """
+    take_back_the_future(ledger, say, now)
+    with suppress(EngineUnavailable):  # each run of a pipeline says so
+        runner.release_the_settled(ledger, engine)
     seen = ledger.watched(now)
     down_since = seen if seen and now - seen > HOST_WAS_DOWN else None
     children = {}
@@ -83,6 +87,12 @@ def catch_up(
             say(f"{name}: its catching up ended with exit code {os.waitstatus_to_exitcode(status)}")
             failures += 1
     return failures
+
+
+def take_back_the_future(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
+    """Where the clock was ahead and was put right: what was missed by that clock alone is still to come."""
+    if count := ledger.take_back(now, now - CRON_IS_PUNCTUAL):
+        say(f"{count} slots were recorded as missed by a clock that was ahead: they are still to come")
 
 
 def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:

@@ -640,9 +640,13 @@ def show_collected(arguments: argparse.Namespace) -> int:
 
 def call_doctor(arguments: argparse.Namespace) -> int:
     """Show what was looked at; the exit code is that of the first thing that is wrong."""
+    from contextlib import suppress
+
     from standpipe.doctor import examine
     from standpipe.engines.compose import ComposeEngine
 
+    with suppress(StandpipeError):  # what is wrong with the ledger is a finding of its own
+        settled_ledger().close()
     findings = list(examine(ComposeEngine()))
     ill = [finding for finding in findings if finding.remedy]
     if arguments.json:

@@ -79,6 +79,12 @@ MIGRATIONS = (
     """
     ALTER TABLE runs ADD COLUMN boot TEXT;
     ALTER TABLE pipelines ADD COLUMN told TEXT;
+    CREATE TABLE deliveries (
+        run TEXT NOT NULL,
+        notice TEXT NOT NULL,
+        address TEXT NOT NULL,
+        PRIMARY KEY (run, notice, address)
+    ) STRICT, WITHOUT ROWID;
     """,
 )
 
@@ -374,6 +380,27 @@ class Ledger:
                     ),
                 )
                 db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
+                if reason not in ("superseded", "policy"):
+                    db.execute("UPDATE pipelines SET told = 'missed' WHERE name = ?", (pipeline,))
+
+    def take_back(self, now: datetime, until: datetime) -> int:
+        """Forget slots that were missed after `now`, by a clock that was ahead; return how many.
+
+        No pipeline's slots are complete any further than `until`.
+        """
+        count = 0
+        early = "SELECT id FROM runs WHERE pipeline = ? AND outcome = 'missed' AND slot > ?"
+        with self._transaction() as db:
+            ahead = db.execute("SELECT name FROM pipelines WHERE complete_until > ?", (timestamp(until),)).fetchall()
+            for row in ahead:
+                which = (row["name"], timestamp(now))
+                db.execute(f"DELETE FROM slots WHERE run IN ({early})", which)  # noqa: S608  # a text of ours
+                count += db.execute(f"DELETE FROM runs WHERE id IN ({early})", which).rowcount  # noqa: S608
+                db.execute(
+                    "UPDATE pipelines SET complete_until = max(?, schedule_since) WHERE name = ?",
+                    (timestamp(until), row["name"]),
+                )
+        return count
 
     def complete(self, pipeline: str, until: datetime) -> None:
         """Note that every slot until then has its record."""
@@ -426,10 +453,23 @@ class Ledger:
         """Return the runs of which somebody is still to be told, oldest first, those of a pipeline together."""
         return self._runs("SELECT * FROM runs WHERE notice IS NOT NULL ORDER BY pipeline, id")
 
-    def told(self, runs: list[str]) -> None:
-        """Note that somebody was told of runs."""
+    def told(self, runs: list[str], notice: str) -> None:
+        """Note that everybody was told of runs; what is to be told of them since then stays."""
         with self._transaction() as db:
-            db.executemany("UPDATE runs SET notice = NULL WHERE id = ?", [(run,) for run in runs])
+            db.executemany("UPDATE runs SET notice = NULL WHERE id = ? AND notice = ?", [(run, notice) for run in runs])
+            db.executemany("DELETE FROM deliveries WHERE run = ? AND notice = ?", [(run, notice) for run in runs])
+
+    def deliver(self, runs: list[str], notice: str, address: str) -> None:
+        """Note that one address has taken word of runs."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?)", [(run, notice, address) for run in runs]
+            )
+
+    def delivered(self, notice: str, address: str) -> set[str]:
+        """Return the runs of which an address has taken this word, while others have not."""
+        rows = self._select("SELECT run FROM deliveries WHERE notice = ? AND address = ?", notice, address)
+        return {row["run"] for row in rows}
 
     def note_late(self, pipeline: str, slot: datetime) -> None:
         """Note, once, that nothing has finished for a slot in its time."""
@@ -439,16 +479,14 @@ class Ledger:
             ).fetchone()
             if row:
                 db.execute("UPDATE slots SET late = 1 WHERE pipeline = ? AND slot = ?", (pipeline, timestamp(slot)))
-                db.execute("UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"],))
+                noted = db.execute("UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"],))
+                if noted.rowcount:
+                    db.execute("UPDATE pipelines SET told = 'late' WHERE name = ?", (pipeline,))
 
-    def verdict(self, pipeline: str) -> str | None:
-        """Return the newest outcome of a pipeline that says how it is, and not what somebody chose."""
-        rows = self._select(
-            "SELECT outcome FROM runs WHERE pipeline = ? AND outcome NOT IN ('skipped', 'stopped')"
-            " AND reason IS NOT 'superseded' AND reason IS NOT 'policy' ORDER BY id DESC LIMIT 1",
-            pipeline,
-        )
-        return str(rows[0]["outcome"]) if rows else None
+    def trouble(self, pipeline: str) -> str | None:
+        """Return the bad news of a pipeline that people were, or are being, told; None where it was well since."""
+        rows = self._select("SELECT told FROM pipelines WHERE name = ?", pipeline)
+        return rows[0]["told"] if rows else None
 
     def counts(self, pipeline: str) -> dict[str, int]:
         """Return how many runs of a pipeline had which outcome."""
@@ -531,6 +569,11 @@ class Ledger:
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
+            if done.rowcount and notice:
+                db.execute(
+                    "UPDATE pipelines SET told = ?1 WHERE name = (SELECT pipeline FROM runs WHERE id = ?2)",
+                    (None if notice == "recovered" else notice, run),
+                )
             if done.rowcount and outcome == "succeeded":  # whoever started it: its slot is done
                 db.execute(
                     "UPDATE slots SET retry_at = NULL FROM runs WHERE runs.id = ?"

@@ -6,9 +6,11 @@ sent; what could not be sent is tried again by the next command that has somethi
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -17,20 +19,28 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from standpipe import paths, report
-from standpipe.configuration import credentials
+from standpipe.configuration import all_credentials, credentials
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
+from standpipe.scan.secrets import Detector
 
 TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
 PING_TIMEOUT = 10  # seconds
 
-# What looks like a secret wherever it stands: AWS keys, passwords in addresses, and what is named like one.
+SLOTS_LISTED = 20
+
+# What a log has and an image's settings have not; the rest is `scan`'s to know.
 SECRETS = (
-    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
-    re.compile(r"(?i)(?:(?<=password)|(?<=token)|(?<=secret)|(?<=api.key))['\"]?\s*[=:]\s*\S+"),
+    re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
+    re.compile(
+        r"(?i)[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api.?key|access.?key|private.?key|credential)[\w-]*"
+        r"(?:['\"]?\s*[=:]\s*|\s+(?<=-password )|\s+(?<=-passwd )|\s+(?<=-token )|\s+(?<=-secret )|\s+(?<=-key ))"
+        r"(?:\"[^\"]*\"?|'[^']*'?|\S+)"
+    ),
 )
+KEY_BEGINS, KEY_ENDS = "PRIVATE KEY-----", "-----END "
 
 
 class Settings(BaseModel):
@@ -67,21 +77,36 @@ def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
     for (name, event), group in groupby(pending, key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
         old = event != "unconfirmed" and datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
-        if not chosen.urls or old or send(chosen, *message(name, event, runs, chosen.log_lines)):
-            ledger.told([run.id for run in runs])
+        if not chosen.urls or old or deliver(ledger, chosen, name, event, runs):
+            ledger.told([run.id for run in runs], event)
         else:
             say(f"{name}: word of run {runs[-1].id} ({event}) could not be sent; it is tried again")
 
 
-def send(chosen: Settings, title: str, body: str) -> bool:
-    """Send one message to every address; return whether all have taken it."""
+def deliver(ledger: Ledger, chosen: Settings, name: str, event: str, runs: list[Run]) -> bool:
+    """Send word to each address that has not taken it yet; return whether all have by now."""
+    whole = True
+    for url in chosen.urls:
+        address = hashlib.sha256(url.encode()).hexdigest()  # the address itself holds secrets
+        known = ledger.delivered(event, address)
+        new = [run for run in runs if run.id not in known]
+        if not new:
+            continue
+        if send(url, *message(name, event, new, chosen.log_lines)):
+            ledger.deliver([run.id for run in new], event, address)
+        else:
+            whole = False
+    return whole
+
+
+def send(url: str, title: str, body: str) -> bool:
+    """Send one message to an address; return whether it has taken it."""
     import apprise
 
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # its messages hold the addresses, and these hold secrets
     sender = apprise.Apprise()
-    known = [sender.add(url) for url in chosen.urls]
     try:
-        return bool(sender.notify(title=title, body=body)) and all(known)
+        return bool(sender.add(url) and sender.notify(title=title, body=body))
     except Exception:  # whatever a service's plugin raises is no affair of a run
         return False
 
@@ -91,7 +116,10 @@ def message(name: str, event: str, runs: list[Run], log_lines: int) -> tuple[str
     run, host = runs[-1], socket.gethostname()
     title = f"{name} on {host}: {event.replace('_', ' ')}"
     if len(runs) > 1:
-        return f"{title} ({len(runs)} slots)", "\n".join(f"{one.slot}: {report.outcome(one)}" for one in runs)
+        listed = [f"{one.slot}: {report.outcome(one)}" for one in runs[-SLOTS_LISTED:]]
+        more = len(runs) - len(listed)
+        before = [f"and {more} before: standpipe history {name}"] if more else []
+        return f"{title} ({len(runs)} slots)", "\n".join(before + listed)
     facts = {
         "slot": run.slot,
         "date": run.date,
@@ -112,14 +140,28 @@ def last_lines(name: str, run: str, count: int) -> Iterator[str]:
     path = paths.spool(name, run)
     if not path.exists() or not count:
         return
-    known = credentials(name)
-    lines = [spool.printable(spool.text(record)) for record in spool.read(path) if record["stream"] != "end"]
-    for line in lines[-count:]:
-        for value in known:
-            line = line.replace(value, "***")
-        for pattern in SECRETS:
-            line = pattern.sub("***", line)
-        yield line
+    ending: deque[str] = deque(maxlen=count)
+    in_key = False
+    for record in spool.read(path):
+        if record["stream"] == "end":
+            break
+        line = spool.printable(spool.text(record))
+        in_key = in_key or KEY_BEGINS in line
+        ending.append("***" if in_key else line)
+        in_key = in_key and KEY_ENDS not in line
+    known = set(all_credentials()) | set(credentials(name))
+    detector = Detector(value.encode() for value in known)
+    for line in ending:
+        yield without_secrets(line, known, detector)
+
+
+def without_secrets(line: str, known: set[str], detector: Detector) -> str:
+    """Return a line without what is or looks like a secret."""
+    for value in known:
+        line = line.replace(value, "***")
+    for pattern in SECRETS:
+        line = pattern.sub("***", line)
+    return detector.masked(line)
 
 
 def ping(say: Callable[[str], None]) -> None:

@@ -442,11 +442,10 @@ def has_collector() -> bool:
 
 
 def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
-    """Return what somebody is to be told of an outcome that stands: what went wrong, or is well again."""
+    """Return what is to be told of an outcome that stands: what went wrong, or is well since that was told."""
     if outcome in FAILURES:
         return outcome
-    before = ledger.verdict(name)
-    return "recovered" if outcome == "succeeded" and before in FAILURES else None
+    return "recovered" if outcome == "succeeded" and ledger.trouble(name) else None
 
 
 def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:
@@ -532,10 +531,7 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
     ledger.retire(set(configuration.names()))
-    for container in engine.containers():
-        noted = ledger.run(container.run) if container.run else None
-        if noted is not None and noted.outcome:
-            release(ledger, engine, noted.id, noted.pipeline)
+    release_the_settled(ledger, engine)
     for patiently in sorted({False, wait}):  # first what takes no waiting
         settle_the_dead(ledger, engine, None, say, wait=patiently)
     for pipeline in pipelines:
@@ -545,6 +541,14 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
             say(f"removed the image {image}")
     if errors:
         raise errors[0]
+
+
+def release_the_settled(ledger: Ledger, engine: Engine) -> None:
+    """Release the containers of settled runs that are still there: an engine that was away kept them."""
+    for container in engine.containers():
+        noted = ledger.run(container.run) if container.run else None
+        if noted is not None and noted.outcome:
+            release(ledger, engine, noted.id, noted.pipeline)
 
 
 def settle_the_dead(
