@@ -1,0 +1,75 @@
+"""What builds are given is checked, is found by git, and is never said."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from standpipe import build_secrets
+from standpipe.build_secrets import BuildSecrets
+from standpipe.errors import ConfigurationError
+
+SECRETS = BuildSecrets(
+    netrc="machine git.example.org login me password hunter2-and-more",
+    ssh_key="-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n-----END OPENSSH PRIVATE KEY-----\n",
+    pip_conf="[global]\nindex-url = https://me:p%40ssword-of-pip@pypi.example.org/simple\n",
+)
+
+
+def test_the_secret_values_are_known_and_hosts_are_none() -> None:
+    assert SECRETS.values() == {
+        "hunter2-and-more",
+        "b3BlbnNzaC1rZXktdjEAAAAABG5vbmU",
+        "p%40ssword-of-pip",
+        "p@ssword-of-pip",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"netrc": "machine a login b passwort hunter2"},
+            r"build_secrets.x: netrc|build_secrets.x.netrc: cannot be read",
+        ),
+        ({"netrcs": "hunter2"}, "netrcs is nothing that a build is given. Choose of netrc, ssh_key"),
+        ({"ssh_key": "hunter2"}, "ssh_key: is no private key"),
+        ({"pip_conf": "index-url = hunter2"}, "pip_conf: cannot be read at line 1"),
+        ({"netrc": ["hunter2"]}, "netrc is empty, or no text"),
+        ("hunter2", "is no mapping"),
+    ],
+)
+def test_what_cannot_be_used_is_told_without_its_value(given: object, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as error:
+        build_secrets.read({"x": given})
+    assert "hunter2" not in str(error.value)
+
+
+def test_git_gets_them_in_a_directory_of_its_own_that_goes_afterwards(tmp_path: Path) -> None:
+    with build_secrets.for_git(SECRETS) as given:
+        home = Path(given["HOME"])
+        assert home.stat().st_mode & 0o777 == 0o700
+        assert (home / "key").stat().st_mode & 0o777 == 0o600
+        assert "hunter2-and-more" in (home / ".netrc").read_text()
+        assert not any(value in text for value in SECRETS.values() for text in given.values())
+        subprocess.run(["git", "version"], env={"PATH": "/usr/bin:/bin", **given}, check=True, capture_output=True)
+    assert not home.exists()
+
+
+def test_a_failed_build_tells_its_step_and_no_secret() -> None:
+    said = (
+        "#8 [packages 2/2] RUN sh /run/install-packages\n#8 1.2 Looking\n------\n"
+        " > [packages 2/2] RUN sh /run/install-packages:\n"
+        "1.234 Looking in https://me:p%40ssword-of-pip@pypi.example.org/simple\n"
+        "2.345 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES hunter2-and-more\n------\nDockerfile:64\nERROR: failed\n"
+    )
+    told = build_secrets.failure(said, SECRETS)
+    assert told.splitlines()[-1] == "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES ***"
+    assert "ssword" not in told
+    assert len(told.splitlines()) == 2
+
+
+def test_short_passwords_are_masked_too() -> None:
+    assert build_secrets.masked("it was abcde", BuildSecrets(netrc="machine a login b password abcde")) == "it was ***"
