@@ -19,7 +19,17 @@ OWN = (
 
 def asked(folder: Path, subject: str, *extensions: str) -> subprocess.CompletedProcess[str]:
     """Have the role look at a request that was made like this, for the host batch-1."""
-    command = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", subject]
+    command = [
+        "openssl",
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        subject,
+    ]
     for extension in extensions:
         command += ["-addext", extension]
     subprocess.run([*command, "-keyout", "key", "-out", "csr"], cwd=folder, check=True, capture_output=True)

@@ -322,6 +322,70 @@ def test_what_a_restored_collector_has_lost_is_told_and_sent_again(
     assert run.receipt
 
 
+def another_run(waiting: Host) -> str:
+    """Have one more settled run, which has ended just now."""
+    run = RUN[:-1] + "B"
+    waiting.ledger.claim(run, "arxlive", "manual", date(2026, 11, 24), None, datetime.now(UTC))
+    waiting.ledger.started(run, run, None, None, "")
+    with spool.Spool(paths.spool("arxlive", run), run) as file:
+        file.write(Line("2026-11-24T03:00:00Z", "stdout", b"x"))
+        file.finish()
+    waiting.ledger.ended(run)
+    waiting.ledger.settle(run, "succeeded", exit_code=0, unconfirmed_since=datetime.now(UTC))
+    return run
+
+
+def test_a_collector_that_is_restored_while_a_receipt_is_waited_for_is_told(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = another_run(waiting)
+
+    def restore() -> None:
+        waiting.collector.receipts.clear()
+        waiting.collector.confirm("arxlive", run, received_at="2026-11-24T03:00:05Z")
+
+    timer = threading.Timer(0.6, restore)
+    timer.start()
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    timer.join()
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    assert "no longer holds 1 logs" in waiting.said[0]
+    noted = waiting.ledger.run(RUN)
+    assert noted
+    assert noted.receipt is None
+
+
+def test_nothing_is_believed_of_a_collector_that_could_not_be_asked_for_what_it_had(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = another_run(waiting)
+    waiting.collector.confirm("arxlive", run)
+
+    def away(*_arguments: object) -> None:
+        raise receipts.CollectorAway("the collector cannot be asked")
+
+    monkeypatch.setattr(receipts, "look_for_losses", away)
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [run]
+
+
+def test_what_a_collector_has_removed_by_its_age_is_no_loss(waiting: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_days_ago = datetime.now(UTC) - timedelta(days=8)
+    waiting.collector.confirm("arxlive", RUN, received_at=timestamp(eight_days_ago))
+    waiting.look()
+    waiting.collector.receipts.clear()
+    monkeypatch.setattr(receipts, "FRESH", timedelta(0))
+    waiting.configure(keeps_days=7)
+    waiting.look()
+    assert waiting.said == []
+    assert not waiting.ledger.unconfirmed()
+    waiting.configure(keeps_days=30)
+    waiting.look()
+    assert "no longer holds 1 logs" in waiting.said[0]
+
+
 def test_confirmed_logs_go_in_time_and_others_stay(waiting: Host) -> None:
     old = datetime.now(UTC) - timedelta(days=40)
     os.utime(waiting.path, (old.timestamp(), old.timestamp()))

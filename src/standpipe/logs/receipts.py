@@ -33,6 +33,7 @@ LATELY = 100  # logs of which the one is asked for that was confirmed last
 MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
 ROOM = 100_000_000  # bytes of a disk that a second copy of a log leaves free
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
+A_DAY_OF_CLEANING = timedelta(days=1)  # a log's age counts from its last line, before its receipt; clocks differ
 
 Teller = Callable[[str], None]
 
@@ -118,8 +119,6 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
             if not chosen:
                 return
             pause, longest = LOOK_AGAIN
-            with suppress(CollectorAway):  # told below, where something is missing
-                look_for_losses(ledger, receipts, say)
             look(ledger, engine, receipts, collector, say)
             while wait and awaited(ledger):
                 time.sleep(pause)
@@ -129,17 +128,18 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
             return
 
 
-def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
+def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, say: Teller) -> None:
     """See whether the collector still holds what it confirmed last; what it has lost is sent again.
 
-    A collector that was restored from a backup lacks what came after that. Raises CollectorAway.
+    A collector that was restored from a backup lacks what came after that. What it has confirmed and then
+    removed by its age is no loss. Raises CollectorAway.
     """
-    here = [run for run in ledger.confirmed(LATELY) if paths.spool(run.pipeline, run.id).exists()]
+    here = [run for run in ledger.confirmed(LATELY) if is_to_be_held(run, collector)]
     if not here or receipts.of(here[0]):
         return
     lost = []
     for run in ledger.confirmed(MOST_TO_LOSE):
-        if paths.spool(run.pipeline, run.id).exists():
+        if is_to_be_held(run, collector):
             if receipts.of(run):
                 break
             lost.append(run)
@@ -149,6 +149,13 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
         say(
             f"the collector no longer holds {len(lost)} logs, confirmed from {lost[-1].receipt} on: they are sent again"
         )
+
+
+def is_to_be_held(run: Run, collector: Collector) -> bool:
+    """Say whether a confirmed log is here, to be sent again, and so young that the collector keeps it."""
+    keeps = timedelta(days=collector.keeps_days) - A_DAY_OF_CLEANING if collector.keeps_days else None
+    young = keeps is None or datetime.now(UTC) - instant(str(run.receipt)) < keeps
+    return young and paths.spool(run.pipeline, run.id).exists()
 
 
 def awaited(ledger: Ledger) -> bool:
@@ -175,16 +182,23 @@ def alone() -> Iterator[bool]:
 
 
 def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collector, say: Teller) -> None:
-    """Ask once for each missing receipt, and do what then is to be done about its run."""
-    now = datetime.now(UTC)
+    """Ask once for each missing receipt, and do what then is to be done about its run.
+
+    What the collector confirmed before is looked for between asking and believing: one that was restored
+    meanwhile would else confirm what came after that, and what it has lost would be missed.
+    """
     away = None
     sent_again = False
+    found: dict[str, dict[str, Any] | None] = {}
+    try:
+        for run in ledger.unconfirmed():
+            found[run.id] = receipts.of(run)
+        look_for_losses(ledger, receipts, collector, say)
+    except CollectorAway as error:
+        away = error
+    now = datetime.now(UTC)
     for run in ledger.unconfirmed():
-        try:
-            receipt = None if away else receipts.of(run)
-        except CollectorAway as error:
-            away = error
-            receipt = None
+        receipt = None if away else found.get(run.id)
         try:
             if receipt:
                 accept(ledger, engine, run, receipt, say)
