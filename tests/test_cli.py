@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -84,6 +85,36 @@ def test_a_log_cannot_drive_a_terminal_unless_it_is_asked_for_raw(
     assert capfdbinary.readouterr().out == b"one\n\\x1b[2Jcleared \\u202e\n\\xff\\x00\n"
     assert main(["logs", "arxlive", "--raw"]) == 0
     assert capfdbinary.readouterr().out == b"one\n\x1b[2Jcleared \xe2\x80\xae\n\xff\x00\n"
+
+
+def forge(path: Path) -> None:
+    """Have another spool in its place, closed as if it had always been that."""
+    with spool.Spool(path.with_suffix(".forged"), RUN) as file:
+        file.write(Line("2026-11-23T03:00:02Z", "stderr", b"all is well"))
+        file.finish()
+    path.with_suffix(".forged").rename(path)
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"one", b"own"))
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 20)
+
+
+@pytest.mark.parametrize("harm", [forge, change, cut_off])
+def test_a_spool_that_was_changed_after_it_was_closed_is_shown_and_told(
+    ran: Path, ledger: Ledger, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.closed(RUN, spool.end_of(ran))
+    assert main(["logs", "arxlive"]) == 0
+    harm(ran)
+    capsys.readouterr()
+    assert main(["logs", "arxlive"]) == 70
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] in ("one", "own", "all is well")
+    assert "is not what it was closed with" in shown.err
 
 
 def test_records_for_programs_cannot_drive_a_terminal_either(

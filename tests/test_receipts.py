@@ -124,6 +124,7 @@ class Host:
             for line in self.docker.logs[RUN]:
                 file.write(line)
             file.finish()
+        self.ledger.closed(RUN, spool.end_of(self.path))
         self.ledger.ended(RUN)
         self.ended_ago(timedelta(minutes=2))
 
@@ -202,7 +203,15 @@ def insert(path: Path) -> None:
     path.write_bytes(b"".join([lines[0], *lines]))
 
 
-@pytest.mark.parametrize("harm", [lose, cut_off, change, insert])
+def forge(path: Path) -> None:
+    """Have another spool in its place, closed as if it had always been that."""
+    with spool.Spool(path.with_suffix(".forged"), RUN) as file:
+        file.write(Line("2026-11-23T03:00:00Z", "stdout", b"all is well"))
+        file.finish()
+    path.with_suffix(".forged").rename(path)
+
+
+@pytest.mark.parametrize("harm", [lose, cut_off, change, insert, forge])
 def test_a_spool_that_is_not_what_it_was_is_made_anew_from_the_container(waiting: Host, harm: object) -> None:
     before = [json.loads(line) for line in waiting.path.read_text().splitlines()]
     harm(waiting.path)  # type: ignore[operator]
@@ -214,7 +223,7 @@ def test_a_spool_that_is_not_what_it_was_is_made_anew_from_the_container(waiting
     assert after[-1]["sha256"] == before[-1]["sha256"]
     assert spool.is_whole(waiting.path)
     kept = list(waiting.path.parent.glob(f"{RUN}.changed-*"))
-    assert [path.read_bytes() for path in kept] == ([harmed] if harm in (change, insert) else [])
+    assert [path.read_bytes() for path in kept] == ([harmed] if harm in (change, insert, forge) else [])
 
 
 def test_a_changed_spool_without_a_container_is_told_and_left(waiting: Host) -> None:
@@ -224,6 +233,44 @@ def test_a_changed_spool_without_a_container_is_told_and_left(waiting: Host) -> 
     waiting.look()
     assert "was changed after it was closed, and its container is gone" in waiting.said[-1]
     assert waiting.ledger.unconfirmed()
+
+
+def test_the_receipt_of_a_forged_spool_is_not_accepted_and_the_log_made_anew(waiting: Host) -> None:
+    whole = spool.end_of(waiting.path)
+    forge(waiting.path)
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = waiting.ledger.run(RUN)
+    assert run
+    assert run.receipt is None
+    assert "was changed after it was closed: it is kept as" in waiting.said[0]
+    waiting.look()
+    assert "the collector's receipt is not of this log" in waiting.said[-1]
+    again = spool.end_of(waiting.path)
+    assert whole
+    assert again
+    assert spool.closed_with(again) == spool.closed_with(whole)
+
+
+def test_the_receipt_of_a_forged_spool_whose_container_is_gone_is_told_once_and_not_accepted(waiting: Host) -> None:
+    waiting.docker.logs.clear()
+    forge(waiting.path)
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    waiting.look()
+    assert len(waiting.said) == 2
+    assert "its container is gone" in waiting.said[0]
+    assert "not of this log" in waiting.said[1]
+    assert waiting.ledger.unconfirmed()
+
+
+def test_a_receipt_of_what_was_closed_is_accepted_though_the_spool_was_forged_later(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.docker.logs.clear()
+    forge(waiting.path)
+    waiting.look()
+    assert "was changed after it was closed" in waiting.said[0]
+    assert not waiting.ledger.unconfirmed()
 
 
 def test_a_receipt_of_another_log_is_told_once_and_never_accepted(waiting: Host) -> None:

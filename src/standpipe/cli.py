@@ -564,6 +564,10 @@ def call_logs(arguments: argparse.Namespace) -> int:
                 sys.stdout.buffer.write(stamp.encode() + spool.text(record) + end.encode())
             else:
                 print(stamp + spool.printable(spool.text(record)), end=end)
+    noted = ledger.run(run) or noted
+    if (noted.closed_with or spool.is_closed(path)) and not spool.is_whole(path, noted.closed_with):
+        held = f"; the collector has confirmed it ({noted.receipt}), and holds what it was" if noted.receipt else ""
+        raise InternalError(f"{path} is not what it was closed with: it was changed after that{held}")
     return 0
 
 

@@ -220,12 +220,13 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
     """Note a receipt that is of this very log, and remove the container; one that is not is told, and kept apart."""
     path = paths.spool(run.pipeline, run.id)
     end = spool.end_of(path)
-    if end is None and make_whole(engine, run, say):
+    closed_with = run.closed_with or (end and spool.closed_with(end))
+    if (end is None or spool.closed_with(end) != closed_with) and make_whole(ledger, engine, run, say):
         return  # compared when it is looked at again
-    if end and (receipt.get("count"), receipt.get("sha256")) != (end["count"], end["sha256"]):
+    if closed_with and spool.closed_with(receipt) != closed_with:
         told = "the collector's receipt is not of this log: one of them was changed"
         if told not in (run.detail or ""):
-            say(f"{run.pipeline}: run {run.id}: {told} ({end['count']} lines here, {receipt.get('count')} there)")
+            say(f"{run.pipeline}: run {run.id}: {told} ({closed_with[0]} lines here, {receipt.get('count')} there)")
         ledger.escalate(run.id, told)
         return
     ledger.confirm(run.id, str(receipt.get("received_at")))
@@ -250,7 +251,7 @@ def send_again_in_time(
     elif now >= instant(run.send_again_at):
         waited = now - run.awaits_receipt_since
         ledger.send_again(run.id, now + min(max(waited, patience), SEND_AGAIN_DAILY))
-        send_again(engine, run, say)
+        send_again(ledger, engine, run, say)
         return True
     return False
 
@@ -261,11 +262,11 @@ def restart_shipper() -> None:
         subprocess.run(["systemctl", "--no-block", "try-restart", "rsyslog.service"], capture_output=True, check=False)
 
 
-def send_again(engine: Engine, run: Run, say: Teller) -> None:
+def send_again(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> None:
     """Give a run's spool a new inode; from its container's log where the spool is gone, cut off or changed."""
     path = paths.spool(run.pipeline, run.id)
-    if not spool.is_whole(path):
-        make_whole(engine, run, say)
+    if not spool.is_whole(path, run.closed_with):
+        make_whole(ledger, engine, run, say)
         return
     if shutil.disk_usage(path.parent).free < path.stat().st_size + ROOM:
         say(f"{run.pipeline}: there is no room to send the log of run {run.id} again: free some of {path.parent}")
@@ -282,10 +283,10 @@ def send_again(engine: Engine, run: Run, say: Teller) -> None:
     say(f"{run.pipeline}: the log of run {run.id} is sent again, as the collector has not confirmed it")
 
 
-def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
+def make_whole(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> bool:
     """Make a run's spool anew from its container's log; what it was before is kept beside it.
 
-    Returns False where there is nothing to make it from, and nothing left of it.
+    Returns False where there is nothing to make it from.
     """
     path = paths.spool(run.pipeline, run.id)
     try:
@@ -297,10 +298,14 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
             say(f"{run.pipeline}: the log of run {run.id} is no longer on this host: neither spool nor container")
             return False
         if spool.is_closed(path):
-            say(f"{run.pipeline}: {path} was changed after it was closed, and its container is gone")
-        else:
-            spool.close_as_it_is(path, run.id)
-            say(f"{run.pipeline}: {path} was cut off, and its container is gone: it is closed with what is left")
+            told = f"{path} was changed after it was closed, and its container is gone"
+            if told not in (run.detail or ""):
+                say(f"{run.pipeline}: {told}")
+            ledger.escalate(run.id, told)
+            return False
+        spool.close_as_it_is(path, run.id)
+        ledger.closed(run.id, spool.end_of(path))
+        say(f"{run.pipeline}: {path} was cut off, and its container is gone: it is closed with what is left")
         return True
     if spool.is_closed(path):
         aside = path.with_suffix(f".changed-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
@@ -311,6 +316,7 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
     except (EngineUnavailable, ContainerGone) as error:
         say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error or 'it is gone'}")
     else:
+        ledger.closed(run.id, spool.end_of(path))
         say(f"{run.pipeline}: the log of run {run.id} is made anew from its container")
     return True
 
