@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from conftest import DECLARED
 from standpipe import paths
-from standpipe.cli import main
+from standpipe.cli import main, show_line
 from standpipe.engines import Line
 from standpipe.ledger import Ledger
 from standpipe.logs import spool
@@ -85,6 +86,62 @@ def test_a_log_cannot_drive_a_terminal_unless_it_is_asked_for_raw(
     assert capfdbinary.readouterr().out == b"one\n\\x1b[2Jcleared \\u202e\n\\xff\\x00\n"
     assert main(["logs", "arxlive", "--raw"]) == 0
     assert capfdbinary.readouterr().out == b"one\n\x1b[2Jcleared \xe2\x80\xae\n\xff\x00\n"
+
+
+def forge(path: Path) -> None:
+    """Have another spool in its place, closed as if it had always been that."""
+    with spool.Spool(path.with_suffix(".forged"), RUN) as file:
+        file.write(Line("2026-11-23T03:00:02Z", "stderr", b"all is well"))
+        file.finish()
+    path.with_suffix(".forged").rename(path)
+
+
+def change(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"one", b"own"))
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 20)
+
+
+@pytest.mark.parametrize("harm", [forge, change, cut_off])
+def test_a_spool_that_was_changed_after_it_was_closed_is_shown_and_told(
+    ran: Path, ledger: Ledger, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.closed(RUN, spool.end_of(ran))
+    assert main(["logs", "arxlive"]) == 0
+    harm(ran)
+    capsys.readouterr()
+    assert main(["logs", "arxlive"]) == 70
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] in ("one", "own", "all is well")
+    assert "is not what it was closed with" in shown.err
+
+
+def test_records_for_programs_cannot_drive_a_terminal_either(
+    ledger: Ledger, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    ledger.claim(RUN, "arxlive", "manual", date(2026, 11, 23), None, datetime(2026, 11, 23, 3, tzinfo=UTC))
+    ledger.started(RUN, "c1", None, None, "")
+    written = "\x9b2J\x9d0;title\x9c \u202e é"
+    with spool.Spool(paths.spool("arxlive", RUN), RUN) as file:
+        file.write(Line("2026-11-23T03:00:02Z", "stdout", written.encode()))
+        file.finish()
+    ledger.settle(RUN, "failed", exit_code=30)
+    assert main(["logs", "arxlive", "--json"]) == 0
+    shown = capfdbinary.readouterr().out
+    assert shown.isascii()
+    assert json.loads(shown.splitlines()[0])["text"] == written
+
+
+def test_a_run_that_is_shown_as_it_goes_cannot_drive_a_terminal_behind_a_pipe(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    show_line(Line("2026-11-23T03:00:02Z", "stdout", b"\x1b]0;title\x07 and \x9b2J"))
+    show_line(Line("2026-11-23T03:00:02Z", "stderr", "\u202e\x9b".encode()))
+    shown = capfdbinary.readouterr()
+    assert shown.out == b"\\x1b]0;title\\x07 and \\x9b2J\n"
+    assert shown.err == b"\\u202e\\x9b\n"
 
 
 @pytest.mark.parametrize("command", [["status", "nosuch"], ["history", "nosuch"], ["logs", "nosuch"]])

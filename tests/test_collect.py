@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -240,7 +241,7 @@ def aged(path: Path, days: int) -> None:
 
 def test_old_files_are_compressed_and_read_as_before(tmp_path: Path, collector: Collector) -> None:
     path = confirmed(tmp_path, collector, list(STRANGE))
-    before = list(collected.read(path))
+    before = list(collected.read(path, pytest.fail))
     collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
     assert path.exists(), "it is young"
     aged(path, 8)
@@ -248,11 +249,113 @@ def test_old_files_are_compressed_and_read_as_before(tmp_path: Path, collector: 
     packed = path.with_suffix(".log.gz")
     assert not path.exists()
     assert packed.stat().st_mtime < time.time() - 7 * 86400, "its age counts on"
-    assert list(collected.read(collected.find("arxlive", None, None))) == before
+    assert list(collected.read(collected.find("arxlive", None, None), pytest.fail)) == before
     collector.take_in(b"".join(spooled(tmp_path, list(STRANGE))))  # comes once more
     collector.look()
     assert not path.exists()
     assert collector.alarms == []
+
+
+def test_what_a_system_logged_on_an_old_day_is_compressed(collector: Collector) -> None:
+    days = [paths.COLLECTED / "batch-1" / f"system-2026-11-{day}.log" for day in (15, 24)]
+    for day in days:
+        day.parent.mkdir(parents=True, exist_ok=True)
+        day.write_text("a line\n")
+    aged(days[0], 8)
+    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    names = sorted(path.name for path in days[0].parent.iterdir())
+    assert names == ["system-2026-11-15.log.gz", "system-2026-11-24.log"]
+
+
+def test_a_receipt_whose_log_is_gone_is_taken_back_and_the_log_taken_anew(tmp_path: Path, collector: Collector) -> None:
+    path = confirmed(tmp_path, collector, [b"one", b"two"])
+    before = collector.log
+    path.unlink()
+    collector.intake.unlink()
+    collector.look()
+    assert not collector.receipt
+    assert "its receipt is taken back" in collector.alarms[0]
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    collector.look()
+    assert collector.log[:-1] == before[:-1]
+    assert collector.receipt
+
+
+def test_a_log_that_comes_again_before_its_lost_receipt_is_missed_is_taken(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "take_back_receipts", lambda _alarm: None)  # the hour is not over
+    path = confirmed(tmp_path, collector, [b"one", b"two"])
+    path.unlink()
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    collector.look()
+    assert len(collector.log) == 3
+    assert collector.receipt
+
+
+def test_a_compressed_log_whose_receipt_is_lost_stays_one_file(tmp_path: Path, collector: Collector) -> None:
+    path = confirmed(tmp_path, collector, [b"one needle", b"two"])
+    before = collector.log
+    aged(path, 8)
+    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    (paths.RECEIPTS / "batch-1/arxlive" / f"{RUN}.json").unlink()
+    collector.intake.unlink()
+    collector.take_in(b"".join(spooled(tmp_path, [b"one needle", b"two"])))
+    collector.look()
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert collector.log == before
+    assert collector.receipt
+    assert len(list(collected.search("needle", None, None, pytest.fail))) == 1
+
+
+def test_a_line_of_a_known_number_with_another_text_is_told_and_the_first_kept(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = spooled(tmp_path, [b"one", b"two", b"three"])
+    forged = [records[0].replace(b"one", b"own"), records[2].replace(b"three", b"there")]
+    collector.take_in(records[0] + forged[0] + records[2] + forged[1] + records[1] + records[3])
+    collector.look()
+    assert [line.split()[-1] for line in collector.log[:3]] == ["one", "two", "three"]
+    assert collector.receipt
+    assert len(collector.alarms) == 1
+    assert "is not the one of its number" in collector.alarms[0]
+
+
+def test_a_line_that_is_forged_after_the_receipt_is_told_though_no_end_follows(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = spooled(tmp_path, [b"one", b"two", b"three"])
+    steps = [b"".join(records), records[0].replace(b"one", b"own"), records[2].replace(b'"seq": 3', b'"seq": 9')]
+    seen: list[list[str]] = []
+
+    def wait() -> bool:
+        seen.append(list(collector.alarms))
+        if steps:
+            collector.take_in(steps.pop(0))
+        return len(seen) < 5
+
+    collect.collect(collector.said.append, collector.alarms.append, wait)
+    assert seen[1] == []
+    assert "is not the one of its number" in seen[2][0]
+    assert "after its end: it was confirmed with 3" in seen[3][1]
+    assert [line.split()[-1] for line in collector.log[:3]] == ["one", "two", "three"]
+
+
+def test_a_damaged_file_is_skipped_and_told_by_a_search(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = confirmed(tmp_path, collector, [b"a needle"])
+    for name, content in (
+        ("B.log", b"needle\n"),
+        ("C.log.gz", b"no gzip"),
+        ("D.log.gz", gzip.compress(b"x" * 99)[:-9]),
+    ):
+        path.with_name(RUN[:-1] + name).write_bytes(content)
+    assert cli.main(["logs", "--search", "needle"]) == 70
+    told = capsys.readouterr()
+    assert [line.split(": ")[1] for line in told.out.splitlines()] == ["a needle"]
+    assert told.err.count(" is damaged: ") == 3
+    assert cli.main(["logs", "arxlive", "--host", "batch-1", "--run", f"{RUN[:-1]}B"]) == 70
 
 
 def test_a_file_without_a_receipt_is_not_compressed(tmp_path: Path, collector: Collector) -> None:
@@ -294,7 +397,7 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, collector: Collector) -> N
         collector.look()
 
     threading.Timer(0.5, more).start()
-    seen = [entry.text for entry in collected.read(collected.find("arxlive", None, None), lambda: True)]
+    seen = [entry.text for entry in collected.read(collected.find("arxlive", None, None), pytest.fail, lambda: True)]
     assert seen == ["one", "two"]
 
 

@@ -124,6 +124,7 @@ class Host:
             for line in self.docker.logs[RUN]:
                 file.write(line)
             file.finish()
+        self.ledger.closed(RUN, spool.end_of(self.path))
         self.ledger.ended(RUN)
         self.ended_ago(timedelta(minutes=2))
 
@@ -202,7 +203,15 @@ def insert(path: Path) -> None:
     path.write_bytes(b"".join([lines[0], *lines]))
 
 
-@pytest.mark.parametrize("harm", [lose, cut_off, change, insert])
+def forge(path: Path) -> None:
+    """Have another spool in its place, closed as if it had always been that."""
+    with spool.Spool(path.with_suffix(".forged"), RUN) as file:
+        file.write(Line("2026-11-23T03:00:00Z", "stdout", b"all is well"))
+        file.finish()
+    path.with_suffix(".forged").rename(path)
+
+
+@pytest.mark.parametrize("harm", [lose, cut_off, change, insert, forge])
 def test_a_spool_that_is_not_what_it_was_is_made_anew_from_the_container(waiting: Host, harm: object) -> None:
     before = [json.loads(line) for line in waiting.path.read_text().splitlines()]
     harm(waiting.path)  # type: ignore[operator]
@@ -214,7 +223,7 @@ def test_a_spool_that_is_not_what_it_was_is_made_anew_from_the_container(waiting
     assert after[-1]["sha256"] == before[-1]["sha256"]
     assert spool.is_whole(waiting.path)
     kept = list(waiting.path.parent.glob(f"{RUN}.changed-*"))
-    assert [path.read_bytes() for path in kept] == ([harmed] if harm in (change, insert) else [])
+    assert [path.read_bytes() for path in kept] == ([harmed] if harm in (change, insert, forge) else [])
 
 
 def test_a_changed_spool_without_a_container_is_told_and_left(waiting: Host) -> None:
@@ -224,6 +233,44 @@ def test_a_changed_spool_without_a_container_is_told_and_left(waiting: Host) -> 
     waiting.look()
     assert "was changed after it was closed, and its container is gone" in waiting.said[-1]
     assert waiting.ledger.unconfirmed()
+
+
+def test_the_receipt_of_a_forged_spool_is_not_accepted_and_the_log_made_anew(waiting: Host) -> None:
+    whole = spool.end_of(waiting.path)
+    forge(waiting.path)
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = waiting.ledger.run(RUN)
+    assert run
+    assert run.receipt is None
+    assert "was changed after it was closed: it is kept as" in waiting.said[0]
+    waiting.look()
+    assert "the collector's receipt is not of this log" in waiting.said[-1]
+    again = spool.end_of(waiting.path)
+    assert whole
+    assert again
+    assert spool.closed_with(again) == spool.closed_with(whole)
+
+
+def test_the_receipt_of_a_forged_spool_whose_container_is_gone_is_told_once_and_not_accepted(waiting: Host) -> None:
+    waiting.docker.logs.clear()
+    forge(waiting.path)
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    waiting.look()
+    assert len(waiting.said) == 2
+    assert "its container is gone" in waiting.said[0]
+    assert "not of this log" in waiting.said[1]
+    assert waiting.ledger.unconfirmed()
+
+
+def test_a_receipt_of_what_was_closed_is_accepted_though_the_spool_was_forged_later(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.docker.logs.clear()
+    forge(waiting.path)
+    waiting.look()
+    assert "was changed after it was closed" in waiting.said[0]
+    assert not waiting.ledger.unconfirmed()
 
 
 def test_a_receipt_of_another_log_is_told_once_and_never_accepted(waiting: Host) -> None:
@@ -320,6 +367,70 @@ def test_what_a_restored_collector_has_lost_is_told_and_sent_again(
     run = waiting.ledger.run(RUN)
     assert run is not None
     assert run.receipt
+
+
+def another_run(waiting: Host) -> str:
+    """Have one more settled run, which has ended just now."""
+    run = RUN[:-1] + "B"
+    waiting.ledger.claim(run, "arxlive", "manual", date(2026, 11, 24), None, datetime.now(UTC))
+    waiting.ledger.started(run, run, None, None, "")
+    with spool.Spool(paths.spool("arxlive", run), run) as file:
+        file.write(Line("2026-11-24T03:00:00Z", "stdout", b"x"))
+        file.finish()
+    waiting.ledger.ended(run)
+    waiting.ledger.settle(run, "succeeded", exit_code=0, unconfirmed_since=datetime.now(UTC))
+    return run
+
+
+def test_a_collector_that_is_restored_while_a_receipt_is_waited_for_is_told(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = another_run(waiting)
+
+    def restore() -> None:
+        waiting.collector.receipts.clear()
+        waiting.collector.confirm("arxlive", run, received_at="2026-11-24T03:00:05Z")
+
+    timer = threading.Timer(0.6, restore)
+    timer.start()
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    timer.join()
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    assert "no longer holds 1 logs" in waiting.said[0]
+    noted = waiting.ledger.run(RUN)
+    assert noted
+    assert noted.receipt is None
+
+
+def test_nothing_is_believed_of_a_collector_that_could_not_be_asked_for_what_it_had(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    run = another_run(waiting)
+    waiting.collector.confirm("arxlive", run)
+
+    def away(*_arguments: object) -> None:
+        raise receipts.CollectorAway("the collector cannot be asked")
+
+    monkeypatch.setattr(receipts, "look_for_losses", away)
+    receipts.confirm(waiting.ledger, waiting.docker, waiting.said.append, wait=False)  # type: ignore[arg-type]
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [run]
+
+
+def test_what_a_collector_has_removed_by_its_age_is_no_loss(waiting: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_days_ago = datetime.now(UTC) - timedelta(days=8)
+    waiting.collector.confirm("arxlive", RUN, received_at=timestamp(eight_days_ago))
+    waiting.look()
+    waiting.collector.receipts.clear()
+    monkeypatch.setattr(receipts, "FRESH", timedelta(0))
+    waiting.configure(keeps_days=7)
+    waiting.look()
+    assert waiting.said == []
+    assert not waiting.ledger.unconfirmed()
+    waiting.configure(keeps_days=30)
+    waiting.look()
+    assert "no longer holds 1 logs" in waiting.said[0]
 
 
 def test_confirmed_logs_go_in_time_and_others_stay(waiting: Host) -> None:

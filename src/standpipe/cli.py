@@ -496,17 +496,13 @@ class Viewer:
 
 
 def show_line(line: Line) -> None:
-    """Show a line of a run as it comes; to a terminal without what would move its cursor."""
+    """Show a line of a run as it comes, without what would move a cursor: behind a pipe is a terminal, too."""
     from standpipe.logs import spool
 
     target = sys.stdout if line.stream == "stdout" else sys.stderr
     end = "" if line.continues else "\n"
     try:
-        if target.isatty():
-            print(spool.printable(line.data), file=target, end=end, flush=True)
-        else:
-            target.buffer.write(line.data + end.encode())
-            target.flush()
+        print(spool.printable(line.data), file=target, end=end, flush=True)
     except OSError:
         # Whoever looked on has gone, or his disk is full; the run and its spool go on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
@@ -594,7 +590,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
 
     for record in spool.read(path, growing):
         if arguments.json:
-            print(json.dumps(record, ensure_ascii=False))
+            print(json.dumps(record))
         elif record["stream"] != "end":
             stamp = f"{record['time']} " if arguments.timestamps else ""
             end = "" if record.get("continues") and not stamp else "\n"
@@ -602,6 +598,10 @@ def call_logs(arguments: argparse.Namespace) -> int:
                 sys.stdout.buffer.write(stamp.encode() + spool.text(record) + end.encode())
             else:
                 print(stamp + spool.printable(spool.text(record)), end=end)
+    noted = ledger.run(run) or noted
+    if (noted.closed_with or spool.is_closed(path)) and not spool.is_whole(path, noted.closed_with):
+        held = f"; the collector has confirmed it ({noted.receipt}), and holds what it was" if noted.receipt else ""
+        raise InternalError(f"{path} is not what it was closed with: it was changed after that{held}")
     return 0
 
 
@@ -617,15 +617,22 @@ def show_collected(arguments: argparse.Namespace) -> int:
 
     def show(entry: collected.Entry, head: str = "") -> None:
         if arguments.json:
-            print(json.dumps(entry._asdict() | ({"run": head} if head else {}), ensure_ascii=False))
+            print(json.dumps(entry._asdict() | ({"run": head} if head else {})))
         else:
             stamp = f"{entry.time} " if arguments.timestamps else ""
             print(f"{head}: {stamp}{entry.text}" if head else f"{stamp}{entry.text}")
 
+    damaged: list[str] = []
+
+    def tell(what: str) -> None:
+        if what not in damaged:
+            print(f"standpipe: {what}", file=sys.stderr)
+            damaged.append(what)
+
     if arguments.search:
-        for path, entry in collected.search(arguments.search, arguments.name, arguments.host):
+        for path, entry in collected.search(arguments.search, arguments.name, arguments.host, tell):
             show(entry, collected.label(path))
-        return 0
+        return InternalError.exit_code if damaged else 0
     if not arguments.name:
         raise UsageError("whose log? standpipe logs NAME, or --search TEXT")
 
@@ -633,9 +640,9 @@ def show_collected(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return bool(arguments.follow)
 
-    for entry in collected.read(collected.find(arguments.name, arguments.host, arguments.run), growing):
+    for entry in collected.read(collected.find(arguments.name, arguments.host, arguments.run), tell, growing):
         show(entry)
-    return 0
+    return InternalError.exit_code if damaged else 0
 
 
 def call_doctor(arguments: argparse.Namespace) -> int:

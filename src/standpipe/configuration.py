@@ -27,6 +27,7 @@ class Collector(BaseModel):
     receipts_port: int = Field(ge=1, le=65535)
     send_again_after: int = Field(300, ge=1)  # seconds for which the collector may be without a log that has ended
     overdue_after: int = Field(3600, ge=1)  # seconds after which somebody is told
+    keeps_days: int = Field(0, ge=0)  # for how long it keeps a log; 0 is for good
 
 
 class Settings(BaseModel):

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from standpipe.errors import LedgerDamaged, NotWritable
 
@@ -86,6 +86,10 @@ MIGRATIONS = (
         PRIMARY KEY (run, notice, address)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN log_lines INTEGER;
+    ALTER TABLE runs ADD COLUMN log_sha256 TEXT;
+    """,
 )
 
 
@@ -119,12 +123,19 @@ class Run:
     image: str | None
     container: str | None
     receipt: str | None
+    log_lines: int | None  # what its log was closed with: whoever changes the spool later changes this not
+    log_sha256: str | None
     attempt: int
     detail: str | None
     notice: str | None
     unconfirmed_since: str | None
     send_again_at: str | None
     boot: str | None
+
+    @property
+    def closed_with(self) -> tuple[int, str] | None:
+        """The count of its log's lines and their digest, from when its spool was closed."""
+        return (self.log_lines or 0, self.log_sha256) if self.log_sha256 else None
 
     @property
     def awaits_receipt_since(self) -> datetime:
@@ -529,6 +540,14 @@ class Ledger:
         with self._transaction() as db:
             db.execute("UPDATE runs SET state = 'ended' WHERE id = ? AND state = 'started'", (run,))
 
+    def closed(self, run: str, end: dict[str, Any] | None) -> None:
+        """Note with what a run's spool was closed; nothing where it is not."""
+        if end:
+            with self._transaction() as db:
+                db.execute(
+                    "UPDATE runs SET log_lines = ?, log_sha256 = ? WHERE id = ?", (end["count"], end["sha256"], run)
+                )
+
     def ending(self, run: str, why: str, detail: str | None = None) -> None:
         """Note that a run is being ended, why (`timed_out` or `stopped`) and by whom, before it is."""
         with self._transaction() as db:
@@ -627,7 +646,7 @@ class Ledger:
         with self._transaction() as db:
             db.execute(
                 "UPDATE runs SET notice = 'unconfirmed', detail = coalesce(detail || '; ', '') || ?1"
-                " WHERE id = ?2 AND notice IS NULL AND instr(coalesce(detail, ''), ?1) = 0",
+                " WHERE id = ?2 AND (notice IS NULL OR notice = 'unconfirmed') AND instr(coalesce(detail, ''), ?1) = 0",
                 (detail, run),
             )
 

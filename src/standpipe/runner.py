@@ -353,6 +353,7 @@ def follow(
             spool_log(engine, name, run_id, container, listen)
     except OSError as error:
         say(f"{name}: the log of run {run_id} could not be spooled ({error}); its container keeps it")
+    ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
     ledger.ended(run_id)
 
 
@@ -374,6 +375,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     noted = ledger.run(run_id)
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
+        ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
         conclude(ledger, run_id, name, "interrupted", reason="engine")
     elif noted and noted.boot != boot_identity() and was_killed_by_a_reboot(container, boot_time()):
         conclude(ledger, run_id, name, "interrupted", reason="host_down", started_at=container.started_at)
@@ -510,6 +512,7 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
                 spool_log(engine, name, run_id, container)
         except (OSError, ContainerGone):
             return  # `reconcile` tries again; `doctor` tells of it
+        ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
     if noted.unconfirmed_since is None:
         engine.remove(container)
 

@@ -15,8 +15,10 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,11 +33,12 @@ RUN = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-][0-9:]+)")
 STREAMS = ("stdout", "stderr", "standpipe", "end")
 
+MOST_KNOWN = 2_000_000  # lines of a run of which four bytes are kept, to tell one that comes again otherwise
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 10_000  # lines that are written in one go
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
-COMPRESS_EVERY = 3600  # seconds
+TIDY_EVERY = 3600  # seconds
 KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a file open for ten minutes
 
 Teller = Callable[[str], None]
@@ -49,7 +52,7 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
     known: dict[Path, Assembly] = {}
     troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
     disks = Disks(alarm, say)
-    compressed_at = -math.inf
+    tidied_at = -math.inf
     while True:
         found = set(runs_taken_in())
         for path in known.keys() - found:
@@ -73,9 +76,11 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
                 troubles[path] = (message, time.monotonic() + TRY_AGAIN)
                 known.pop(path, None)  # it begins anew, from what is on disk
         disks.look()
-        if compress_after is not None and time.monotonic() - compressed_at > COMPRESS_EVERY:
-            compressed_at = time.monotonic()
-            compress(datetime.now(UTC) - compress_after, alarm)
+        if time.monotonic() - tidied_at > TIDY_EVERY:
+            tidied_at = time.monotonic()
+            take_back_receipts(alarm)
+            if compress_after is not None:
+                compress(datetime.now(UTC) - compress_after, alarm)
         if not wait():
             return
 
@@ -106,12 +111,27 @@ class Disks:
                 self._say(f"{path}: {usage.free / 1e6:.0f} MB are free again")
 
 
-def compress(before: datetime, alarm: Teller) -> None:
-    """Compress the confirmed runs' files that were last written before an instant; their age stays."""
+def take_back_receipts(alarm: Teller) -> None:
+    """Remove receipts of logs that are no longer here: whoever asks is to hear that he has to send them again."""
+    for receipt in paths.RECEIPTS.glob("*/*/*.json"):
+        log = (paths.COLLECTED / receipt.relative_to(paths.RECEIPTS)).with_suffix(".log")
+        if not log.exists() and not log.with_suffix(".log.gz").exists():
+            alarm(f"{log}: it was confirmed, and is gone: its receipt is taken back")
+            receipt.unlink(missing_ok=True)
+
+
+def compressible() -> Iterator[Path]:
+    """Yield the files that are whole once they are old: of confirmed runs, and of the days of hosts' systems."""
     for path in paths.COLLECTED.glob("*/*/*.log"):
         name = path.relative_to(paths.COLLECTED)
-        if not RUN.fullmatch(path.stem) or not (paths.RECEIPTS / name).with_suffix(".json").exists():
-            continue
+        if RUN.fullmatch(path.stem) and (paths.RECEIPTS / name).with_suffix(".json").exists():
+            yield path
+    yield from paths.COLLECTED.glob("*/system-*.log")
+
+
+def compress(before: datetime, alarm: Teller) -> None:
+    """Compress the files that were last written before an instant; their age stays."""
+    for path in compressible():
         seen = path.stat()
         if seen.st_mtime >= before.timestamp():
             continue
@@ -148,6 +168,9 @@ class Assembly:
         self._log = (paths.COLLECTED / self.name).with_suffix(".log")
         self._receipt = (paths.RECEIPTS / self.name).with_suffix(".json")
         self._offset = 0
+        self._key = secrets.token_bytes(16)  # nobody outside can make two lines that look the same by it
+        self._known = array("I")
+        self._told: set[str] = set()
         self._begin()
 
     def _begin(self) -> None:
@@ -156,8 +179,26 @@ class Assembly:
         self._waiting: dict[int, bytes] = {}
         self._waiting_size = 0
         self._end: dict[str, Any] | None = None
+        self._confirmed = self._confirmation()
         self._written = whole_lines(self._log)
-        self._confirmed = read_receipt(self._receipt)
+
+    def _confirmation(self) -> dict[str, Any] | None:
+        """Return the run's receipt, which stands for a log that is here; without one, have that log to go on with."""
+        packed = self._log.with_suffix(".log.gz")
+        receipt = read_receipt(self._receipt)
+        if receipt and not self._log.exists() and not packed.exists():
+            self._alarm(f"{self.name}: it was confirmed, and its log is gone: its receipt is taken back")
+            self._receipt.unlink()
+            return None
+        if receipt is None and packed.exists():
+            unfinished = self._log.with_suffix(".log.unfinished")
+            with gzip.open(packed) as source, unfinished.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            unfinished.chmod(0o640)
+            spool.flush(unfinished)
+            unfinished.rename(self._log)
+            packed.unlink()
+        return receipt
 
     def advance(self) -> None:
         """Take what has come since the last time."""
@@ -185,14 +226,39 @@ class Assembly:
             self._alarm(f"{self.name}: a record was refused, which is none of this run: {spool.one_line(line[:200])}")
         elif record["stream"] == "end":
             self._end = record
-        elif record["seq"] == self._next:
+        else:
+            self._take_in_turn(line, record, lines)
+
+    def _take_in_turn(self, line: bytes, record: dict[str, Any], lines: list[bytes]) -> None:
+        if self._comes_otherwise(line, record["seq"]):
+            self._tell_once("a line came that is not the one of its number which came before; the first is kept")
+            if not self._confirmed:
+                return
+        elif self._confirmed and record["seq"] > self._confirmed["count"]:
+            self._tell_once(f"a line came after its end: it was confirmed with {self._confirmed['count']}")
+        if record["seq"] == self._next:
             self._accept(line, record, lines)
-            while (line := self._waiting.pop(self._next, b"")) and (record := self._read(line)):
-                self._waiting_size -= len(line)
-                self._accept(line, record, lines)
+            while (waited := self._waiting.pop(self._next, b"")) and (known := self._read(waited)):
+                self._waiting_size -= len(waited)
+                self._accept(waited, known, lines)
         elif record["seq"] > self._next and self._waiting_size + len(line) <= MOST_WAITING:
             self._waiting_size += len(line) - len(self._waiting.get(record["seq"], b""))
             self._waiting[record["seq"]] = line
+
+    def _comes_otherwise(self, line: bytes, number: int) -> bool:
+        """Say whether a line is another than that of its number which came before, or waits for its turn."""
+        if number <= len(self._known):
+            return self._known[number - 1] != self._trace(line)
+        return self._waiting.get(number, line) != line
+
+    def _trace(self, line: bytes) -> int:
+        return int.from_bytes(hashlib.blake2b(line, digest_size=4, key=self._key).digest())
+
+    def _tell_once(self, what: str) -> None:
+        """Tell what somebody forges, once: he can do so as often as he likes."""
+        if what not in self._told:
+            self._told.add(what)
+            self._alarm(f"{self.name}: {what}")
 
     def _read(self, line: bytes) -> dict[str, Any] | None:
         """Return a record of this run, or None."""
@@ -217,6 +283,8 @@ class Assembly:
 
     def _accept(self, line: bytes, record: dict[str, Any], lines: list[bytes]) -> None:
         self._digest.update(line)
+        if len(self._known) == self._next - 1 < MOST_KNOWN:
+            self._known.append(self._trace(line))
         if self._next > self._written and not self._confirmed:
             text = spool.one_line(spool.text(record))
             goes_on = "+" if record.get("continues") else ""
@@ -246,6 +314,7 @@ class Assembly:
                 f"{self.name}: the digest of its {end['count']} lines is not the host's; they are kept as {aside}"
             )
             self._offset = 0
+            self._known = array("I")
             self._begin()
             return
         if self._written <= end["count"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from standpipe import paths
 from standpipe.errors import UsageError
-from standpipe.logs.collect import HOST, PIPELINE, RUN
+from standpipe.logs.collect import HOST, PIPELINE, RUN, Teller
 
 
 class Entry(NamedTuple):
@@ -61,13 +62,20 @@ def opened(path: Path) -> BufferedReader | gzip.GzipFile:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def read(path: Path, growing: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
-    """Yield the lines of a run's file; wait for more of them, until its end, while it is `growing`."""
+def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
+    """Yield the lines of a run's file; wait for more of them, until its end, while it is `growing`.
+
+    What is no line of such a file is skipped and told, as the file was changed by somebody.
+    """
     with opened(path) as file:
         while True:
             more = growing()
             while (line := file.readline()).endswith(b"\n"):
-                entry = Entry(*line.decode(errors="backslashreplace").rstrip("\n").split(" ", 2))
+                parts = line.decode(errors="backslashreplace").rstrip("\n").split(" ", 2)
+                if len(parts) != 3:
+                    tell(f"{path} is damaged: a line was skipped that has no time and no stream")
+                    continue
+                entry = Entry(*parts)
                 if entry.stream == "end":
                     return
                 yield entry
@@ -77,9 +85,12 @@ def read(path: Path, growing: Callable[[], bool] = lambda: False) -> Iterator[En
             time.sleep(0.2)
 
 
-def search(text: str, pipeline: str | None, host: str | None) -> Iterator[tuple[Path, Entry]]:
-    """Yield each line that has a text in it, with the file it stands in, newest run first."""
+def search(text: str, pipeline: str | None, host: str | None, tell: Teller) -> Iterator[tuple[Path, Entry]]:
+    """Yield each line that has a text in it, with the file it stands in, newest run first; tell of damaged files."""
     for path in files(pipeline, host):
-        for entry in read(path):
-            if text in entry.text:
-                yield path, entry
+        try:
+            for entry in read(path, tell):
+                if text in entry.text:
+                    yield path, entry
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            tell(f"{path} is damaged: {error}")

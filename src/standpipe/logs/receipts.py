@@ -33,6 +33,7 @@ LATELY = 100  # logs of which the one is asked for that was confirmed last
 MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
 ROOM = 100_000_000  # bytes of a disk that a second copy of a log leaves free
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
+A_DAY_OF_CLEANING = timedelta(days=1)  # a log's age counts from its last line, before its receipt; clocks differ
 
 Teller = Callable[[str], None]
 
@@ -118,8 +119,6 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
             if not chosen:
                 return
             pause, longest = LOOK_AGAIN
-            with suppress(CollectorAway):  # told below, where something is missing
-                look_for_losses(ledger, receipts, say)
             look(ledger, engine, receipts, collector, say)
             while wait and awaited(ledger):
                 time.sleep(pause)
@@ -129,17 +128,18 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
             return
 
 
-def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
+def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, say: Teller) -> None:
     """See whether the collector still holds what it confirmed last; what it has lost is sent again.
 
-    A collector that was restored from a backup lacks what came after that. Raises CollectorAway.
+    A collector that was restored from a backup lacks what came after that. What it has confirmed and then
+    removed by its age is no loss. Raises CollectorAway.
     """
-    here = [run for run in ledger.confirmed(LATELY) if paths.spool(run.pipeline, run.id).exists()]
+    here = [run for run in ledger.confirmed(LATELY) if is_to_be_held(run, collector)]
     if not here or receipts.of(here[0]):
         return
     lost = []
     for run in ledger.confirmed(MOST_TO_LOSE):
-        if paths.spool(run.pipeline, run.id).exists():
+        if is_to_be_held(run, collector):
             if receipts.of(run):
                 break
             lost.append(run)
@@ -149,6 +149,13 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, say: Teller) -> None:
         say(
             f"the collector no longer holds {len(lost)} logs, confirmed from {lost[-1].receipt} on: they are sent again"
         )
+
+
+def is_to_be_held(run: Run, collector: Collector) -> bool:
+    """Say whether a confirmed log is here, to be sent again, and so young that the collector keeps it."""
+    keeps = timedelta(days=collector.keeps_days) - A_DAY_OF_CLEANING if collector.keeps_days else None
+    young = keeps is None or datetime.now(UTC) - instant(str(run.receipt)) < keeps
+    return young and paths.spool(run.pipeline, run.id).exists()
 
 
 def awaited(ledger: Ledger) -> bool:
@@ -175,16 +182,23 @@ def alone() -> Iterator[bool]:
 
 
 def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collector, say: Teller) -> None:
-    """Ask once for each missing receipt, and do what then is to be done about its run."""
-    now = datetime.now(UTC)
+    """Ask once for each missing receipt, and do what then is to be done about its run.
+
+    What the collector confirmed before is looked for between asking and believing: one that was restored
+    meanwhile would else confirm what came after that, and what it has lost would be missed.
+    """
     away = None
     sent_again = False
+    found: dict[str, dict[str, Any] | None] = {}
+    try:
+        for run in ledger.unconfirmed():
+            found[run.id] = receipts.of(run)
+        look_for_losses(ledger, receipts, collector, say)
+    except CollectorAway as error:
+        away = error
+    now = datetime.now(UTC)
     for run in ledger.unconfirmed():
-        try:
-            receipt = None if away else receipts.of(run)
-        except CollectorAway as error:
-            away = error
-            receipt = None
+        receipt = None if away else found.get(run.id)
         try:
             if receipt:
                 accept(ledger, engine, run, receipt, say)
@@ -206,12 +220,13 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
     """Note a receipt that is of this very log, and remove the container; one that is not is told, and kept apart."""
     path = paths.spool(run.pipeline, run.id)
     end = spool.end_of(path)
-    if end is None and make_whole(engine, run, say):
+    closed_with = run.closed_with or (end and spool.closed_with(end))
+    if (end is None or spool.closed_with(end) != closed_with) and make_whole(ledger, engine, run, say):
         return  # compared when it is looked at again
-    if end and (receipt.get("count"), receipt.get("sha256")) != (end["count"], end["sha256"]):
+    if closed_with and spool.closed_with(receipt) != closed_with:
         told = "the collector's receipt is not of this log: one of them was changed"
         if told not in (run.detail or ""):
-            say(f"{run.pipeline}: run {run.id}: {told} ({end['count']} lines here, {receipt.get('count')} there)")
+            say(f"{run.pipeline}: run {run.id}: {told} ({closed_with[0]} lines here, {receipt.get('count')} there)")
         ledger.escalate(run.id, told)
         return
     ledger.confirm(run.id, str(receipt.get("received_at")))
@@ -236,7 +251,7 @@ def send_again_in_time(
     elif now >= instant(run.send_again_at):
         waited = now - run.awaits_receipt_since
         ledger.send_again(run.id, now + min(max(waited, patience), SEND_AGAIN_DAILY))
-        send_again(engine, run, say)
+        send_again(ledger, engine, run, say)
         return True
     return False
 
@@ -247,11 +262,11 @@ def restart_shipper() -> None:
         subprocess.run(["systemctl", "--no-block", "try-restart", "rsyslog.service"], capture_output=True, check=False)
 
 
-def send_again(engine: Engine, run: Run, say: Teller) -> None:
+def send_again(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> None:
     """Give a run's spool a new inode; from its container's log where the spool is gone, cut off or changed."""
     path = paths.spool(run.pipeline, run.id)
-    if not spool.is_whole(path):
-        make_whole(engine, run, say)
+    if not spool.is_whole(path, run.closed_with):
+        make_whole(ledger, engine, run, say)
         return
     if shutil.disk_usage(path.parent).free < path.stat().st_size + ROOM:
         say(f"{run.pipeline}: there is no room to send the log of run {run.id} again: free some of {path.parent}")
@@ -268,10 +283,10 @@ def send_again(engine: Engine, run: Run, say: Teller) -> None:
     say(f"{run.pipeline}: the log of run {run.id} is sent again, as the collector has not confirmed it")
 
 
-def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
+def make_whole(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> bool:
     """Make a run's spool anew from its container's log; what it was before is kept beside it.
 
-    Returns False where there is nothing to make it from, and nothing left of it.
+    Returns False where there is nothing to make it from.
     """
     path = paths.spool(run.pipeline, run.id)
     try:
@@ -283,10 +298,14 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
             say(f"{run.pipeline}: the log of run {run.id} is no longer on this host: neither spool nor container")
             return False
         if spool.is_closed(path):
-            say(f"{run.pipeline}: {path} was changed after it was closed, and its container is gone")
-        else:
-            spool.close_as_it_is(path, run.id)
-            say(f"{run.pipeline}: {path} was cut off, and its container is gone: it is closed with what is left")
+            told = f"{path} was changed after it was closed, and its container is gone"
+            if told not in (run.detail or ""):
+                say(f"{run.pipeline}: {told}")
+            ledger.escalate(run.id, told)
+            return False
+        spool.close_as_it_is(path, run.id)
+        ledger.closed(run.id, spool.end_of(path))
+        say(f"{run.pipeline}: {path} was cut off, and its container is gone: it is closed with what is left")
         return True
     if spool.is_closed(path):
         aside = path.with_suffix(f".changed-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
@@ -297,6 +316,7 @@ def make_whole(engine: Engine, run: Run, say: Teller) -> bool:
     except (EngineUnavailable, ContainerGone) as error:
         say(f"{run.pipeline}: the log of run {run.id} cannot be made anew from its container: {error or 'it is gone'}")
     else:
+        ledger.closed(run.id, spool.end_of(path))
         say(f"{run.pipeline}: the log of run {run.id} is made anew from its container")
     return True
 

@@ -161,10 +161,15 @@ def line_of(record: dict[str, Any]) -> Line:
     return Line(record["time"], record["stream"], text(record), bool(record.get("continues")))
 
 
-def is_whole(path: Path) -> bool:
-    """Say whether a spool is closed, and holds what it was closed with."""
+def closed_with(end: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the count and the digest of a closing record, or of a receipt."""
+    return end.get("count"), end.get("sha256")
+
+
+def is_whole(path: Path, noted: tuple[int, str] | None = None) -> bool:
+    """Say whether a spool is closed, and holds what it was closed with; as it was noted then, where it was."""
     end = end_of(path)
-    if end is None:
+    if end is None or (noted and closed_with(end) != noted):
         return False
     digest, count = hashlib.sha256(), 0
     with path.open("rb") as file:
