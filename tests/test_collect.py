@@ -281,6 +281,23 @@ def test_a_receipt_whose_log_is_gone_is_taken_back_and_the_log_taken_anew(tmp_pa
     assert collector.receipt
 
 
+def test_receipts_stay_where_all_logs_are_gone_together_as_without_their_disk(
+    tmp_path: Path, collector: Collector
+) -> None:
+    path = confirmed(tmp_path, collector, [b"one"])
+    receipts = paths.RECEIPTS / "batch-1/arxlive"
+    shutil.copy(receipts / f"{RUN}.json", receipts / f"{RUN[:-1]}B.json")
+    path.parent.rename(path.parent.with_name("unmounted"))
+    collector.look()
+    assert collector.receipt
+    assert "is its disk mounted?" in collector.alarms[-1]
+    path.parent.with_name("unmounted").rename(path.parent)
+    collector.look()
+    assert [file.name for file in receipts.iterdir()] == [f"{RUN}.json"], (
+        "the other has no log, though its disk is here"
+    )
+
+
 def test_a_log_that_comes_again_before_its_lost_receipt_is_missed_is_taken(
     tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

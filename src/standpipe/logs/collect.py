@@ -113,11 +113,27 @@ class Disks:
 
 def take_back_receipts(alarm: Teller) -> None:
     """Remove receipts of logs that are no longer here: whoever asks is to hear that he has to send them again."""
-    for receipt in paths.RECEIPTS.glob("*/*/*.json"):
-        log = (paths.COLLECTED / receipt.relative_to(paths.RECEIPTS)).with_suffix(".log")
-        if not log.exists() and not log.with_suffix(".log.gz").exists():
-            alarm(f"{log}: it was confirmed, and is gone: its receipt is taken back")
-            receipt.unlink(missing_ok=True)
+    for folder in paths.RECEIPTS.glob("*/*"):
+        logs = paths.COLLECTED / folder.relative_to(paths.RECEIPTS)
+        if is_hidden(logs, folder):
+            alarm(f"{logs}: no log is there of those that were confirmed: is its disk mounted? The receipts stay")
+            continue
+        for receipt in folder.glob("*.json"):
+            if is_gone(logs / receipt.with_suffix(".log").name):
+                alarm(f"{logs / receipt.stem}: it was confirmed, and its log is gone: its receipt is taken back")
+                receipt.unlink(missing_ok=True)
+
+
+def is_gone(log: Path) -> bool:
+    """Say whether a run's file is not here, compressed or not."""
+    return not log.exists() and not log.with_suffix(".log.gz").exists()
+
+
+def is_hidden(logs: Path, receipts: Path) -> bool:
+    """Say whether the logs of a pipeline are gone all together, as when their disk is not mounted."""
+    return len(list(receipts.glob("*.json"))) > 1 and not any(
+        RUN.fullmatch(path.name[:26]) for path in logs.glob("*.log*")
+    )
 
 
 def compressible() -> Iterator[Path]:
@@ -186,7 +202,7 @@ class Assembly:
         """Return the run's receipt, which stands for a log that is here; without one, have that log to go on with."""
         packed = self._log.with_suffix(".log.gz")
         receipt = read_receipt(self._receipt)
-        if receipt and not self._log.exists() and not packed.exists():
+        if receipt and is_gone(self._log) and not is_hidden(self._log.parent, self._receipt.parent):
             self._alarm(f"{self.name}: it was confirmed, and its log is gone: its receipt is taken back")
             self._receipt.unlink()
             return None
