@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,16 @@ def test_internals_stay_out_of_the_defaults(role: Path) -> None:
     internals = role / "vars/main.yml"
     names = load(internals) if internals.exists() else {}
     assert [name for name in names if not name.startswith(f"__{role.name}_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_no_task_registers_a_name_that_the_role_s_variables_have(role: Path) -> None:
+    internals = role / "vars/main.yml"
+    names = {*load(role / "defaults/main.yml"), *(load(internals) if internals.exists() else {})}
+    registered = [
+        name for path in role.glob("tasks/*.yml") for name in re.findall(r"register: (\w+)", path.read_text())
+    ]
+    assert sorted(names.intersection(registered)) == []
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
