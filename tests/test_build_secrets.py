@@ -58,17 +58,29 @@ def test_git_gets_them_in_a_directory_of_its_own_that_goes_afterwards(tmp_path: 
     assert not home.exists()
 
 
+HEADING = "#7 [git 1/1] RUN x\n#7 0.3 of another step\n#7 DONE 0.4s\n\n#8 [packages 2/2] RUN sh /run/install-packages\n"
+SUMMARY = "------\n > [packages 2/2] RUN sh /run/install-packages:\n------\nDockerfile:64\nERROR: failed to solve\n"
+
+
 def test_a_failed_build_tells_its_step_and_no_secret() -> None:
     said = (
-        "#8 [packages 2/2] RUN sh /run/install-packages\n#8 1.2 Looking\n------\n"
-        " > [packages 2/2] RUN sh /run/install-packages:\n"
-        "1.234 Looking in https://me:p%40ssword-of-pip@pypi.example.org/simple\n"
-        "2.345 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES hunter2-and-more\n------\nDockerfile:64\nERROR: failed\n"
+        f"{HEADING}#8 1.234 Looking in https://me:p%40ssword-of-pip@pypi.example.org/simple\n"
+        "#8 2.345 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES hunter2-and-more\n"
+        f"#8 ERROR: process did not complete successfully: exit code: 1\n{SUMMARY}"
     )
     told = build_secrets.failure(said, SECRETS)
     assert told.splitlines()[-1] == "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES ***"
     assert "ssword" not in told
     assert len(told.splitlines()) == 2
+
+
+def test_a_build_that_failed_in_no_step_tells_its_end() -> None:
+    assert build_secrets.failure("#1 load\nERROR: failed to solve: no such base", SECRETS).endswith("no such base")
+
+
+def test_a_step_that_said_nothing_is_told_by_its_summary() -> None:
+    said = f"{HEADING}#8 ERROR: process did not complete successfully: exit code: 1\n{SUMMARY}"
+    assert "[packages 2/2] RUN sh /run/install-packages" in build_secrets.failure(said, SECRETS)
 
 
 def test_short_passwords_are_masked_too() -> None:

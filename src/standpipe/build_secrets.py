@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from standpipe.errors import ConfigurationError
 from standpipe.scan.secrets import SHORTEST, Detector
 
-STEP = re.compile(r"^-{6}\n( > .*?)^-{6}$", re.MULTILINE | re.DOTALL)
+FAILED = re.compile(r"^#(\d+) ERROR: ", re.MULTILINE)  # the step, by its number in BuildKit's plain progress
 TOLD = 40  # lines that are told of a build that failed
 
 
@@ -134,10 +134,11 @@ def masked(text: str, secrets: BuildSecrets) -> str:
 
 
 def failure(said: str, secrets: BuildSecrets) -> str:
-    """Return what a build that failed said in the step where it did, without the values of secrets."""
-    steps = STEP.findall(said.replace("\r", ""))
-    lines = (steps[-1] if steps else said).rstrip().splitlines()
-    if steps:
-        # The step's heading is its whole script; what it printed follows, with the seconds it had taken.
-        lines = [re.sub(r"^\d+\.\d+ ", "", line) for line in lines[1:] if re.match(r"\d+\.\d+ ", line)] or lines
-    return masked("\n".join(lines[-TOLD:]), secrets)
+    """Return what a build that failed said in the step where it did, without the values of secrets.
+
+    That is taken from the progress: the summary at the end lacks it where a step failed at once.
+    """
+    text = said.replace("\r", "")
+    step = FAILED.findall(text)
+    lines = re.findall(rf"^#{step[-1]} \d+\.\d+ (.*)$", text, re.MULTILINE) if step else []
+    return masked("\n".join((lines or text.rstrip().splitlines())[-TOLD:]), secrets)
