@@ -154,7 +154,6 @@ class Answers(BaseHTTPRequestHandler):
     server: Door
     protocol_version = "HTTP/1.1"
     timeout = IDLE
-    disable_nagle_algorithm = False  # there is none on a Unix socket
 
     def do_GET(self) -> None:
         """Answer; a refusal is told in the journal, too."""
