@@ -22,7 +22,7 @@ from threading import Thread
 import pytest
 import requests
 import requests_cache
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budget_drill import Drill
@@ -381,6 +381,7 @@ def test_periods_tile_the_time_without_a_gap(instant: int, period: str, zone: st
     assert terms.period_at(starts - 1)[1] == starts
 
 
+@settings(deadline=None)  # it writes to a real disk, which others may keep busy
 @given(st.lists(st.sampled_from(["reserve", "settle", "refund", "crash", "on"]), max_size=60), st.integers(0, 99))
 def test_whatever_happens_the_books_add_up_and_nothing_goes_over(steps: list[str], seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311  # a test's chances

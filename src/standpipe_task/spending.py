@@ -31,7 +31,7 @@ TABLES = (
         latest DOUBLE PRECISION NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS period (
         budget TEXT NOT NULL, starts BIGINT NOT NULL, ends BIGINT NOT NULL, spent BIGINT NOT NULL,
-        crashed BIGINT NOT NULL, elsewhere BIGINT NOT NULL, PRIMARY KEY (budget, starts))""",
+        crashed BIGINT NOT NULL, elsewhere BIGINT NOT NULL, warned BIGINT NOT NULL, PRIMARY KEY (budget, starts))""",
     """CREATE TABLE IF NOT EXISTS reservation (
         id TEXT PRIMARY KEY, budget TEXT NOT NULL, starts BIGINT NOT NULL, pipeline TEXT NOT NULL, run TEXT NOT NULL,
         kind TEXT NOT NULL, amount BIGINT NOT NULL, due DOUBLE PRECISION NOT NULL)""",
@@ -258,7 +258,7 @@ class Books:
             "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
         ).fetchone()
         if row is None:
-            self._database.execute("INSERT INTO period VALUES (?, ?, ?, 0, 0, 0)", terms.name, starts, ends)
+            self._database.execute("INSERT INTO period VALUES (?, ?, ?, 0, 0, 0, 0)", terms.name, starts, ends)
         else:
             account.spent, account.crashed, account.elsewhere = row
         account.reserved = int(
@@ -404,6 +404,15 @@ class Books:
     def set_elsewhere(self, terms: Terms, amount: int) -> None:
         """Note what was spent of the present period without these books' knowledge."""
         self.account(terms).elsewhere = amount
+
+    def warn(self, terms: Terms, warned: bool) -> bool:
+        """Note that people were warned of the present period, or were not after all; return whether that is news."""
+        starts = self.account(terms).starts
+        changed = self._database.execute(
+            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned <> ?",
+            *(int(warned), terms.name, starts, int(warned)),
+        )
+        return bool(changed.rowcount)
 
     def trust_clock(self) -> None:
         """Take the clock for right, whatever was noted by it before."""
