@@ -480,7 +480,7 @@ def test_the_books_of_the_service_are_damaged_and_it_fails_closed(
 ) -> None:
     books = short_path / "var/lib/standpipe/budgets.sqlite3"
     drill.end()
-    books.with_name("budgets.sqlite3-wal").unlink()
+    books.with_name("budgets.sqlite3-wal").unlink(missing_ok=True)
     books.write_bytes(b"no database" * 1000)
     drill.service = drill.started()
     with session(server, "units") as api:

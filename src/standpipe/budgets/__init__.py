@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil
 
 from standpipe import configuration, paths
@@ -20,6 +21,16 @@ FEWEST_RUNS = 3  # from which more is concluded than the envelope says
 
 def terms() -> dict[str, spending.Terms]:
     """Return the declared budgets by their names."""
+    try:
+        seen = paths.BUDGETS.stat()
+    except FileNotFoundError:
+        return {}
+    return _terms_as_of(seen.st_mtime_ns, seen.st_ino)
+
+
+@lru_cache(maxsize=1)
+def _terms_as_of(_changed: int, _file: int) -> dict[str, spending.Terms]:
+    """Read the file once for each time that it was written: the service asks at every call."""
     return {budget.name: budget.terms for budget in configuration.budgets()}
 
 
