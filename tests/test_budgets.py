@@ -176,7 +176,7 @@ def test_calls_have_prices_by_their_kind(server: Counting, local: Path) -> None:
     with session(server, "priced", kind=kind) as api:
         api.get(f"{server.address}/ok")
         api.get(f"{server.address}/ok?search=x")
-        with pytest.raises(BudgetSpent, match=r"0.15 of 0.5 USDs left this day, and this call costs 0.25"):
+        with pytest.raises(BudgetSpent, match=r"0.15 of 0.5 USD left this day, and this call costs 0.25"):
             api.get(f"{server.address}/ok?search=x")
         api.get(f"{server.address}/ok")
     assert state(local, "priced").left == spending.parts("0.05")

@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 SCALE = 10**9  # the parts of a unit that are counted
 MOST = 9 * 10**9  # units: what fits into 64 bits
 ABANDONED_AFTER = 3600  # seconds after which a reservation that nobody closed counts as crashed
+WAIT = 30  # seconds for others to end their writing
 CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
@@ -92,6 +93,11 @@ class Terms:
             prices={str(kind): parts(price) for kind, price in (declared.get("prices") or {}).items()},
             remaining_header=declared.get("remaining_header"),
         )
+
+    @property
+    def units(self) -> str:
+        """Name the units in the plural: calls, but USD."""
+        return f"{self.unit}s" if self.unit.islower() else self.unit
 
     def price(self, kind: str) -> int:
         """Return what a kind of call costs; one unit where there are no prices. Raises Refused for an unknown kind."""
@@ -165,11 +171,24 @@ class Database:
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
         """Open the file, and make it where it is not there."""
         self.clock = clock
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+        self._log_ahead()
         self._connection.execute("PRAGMA synchronous=FULL")  # a reservation is on disk before its call goes out
         for statement in TABLES:
             self._connection.execute(statement)
+
+    def _log_ahead(self) -> None:
+        """Turn to a write-ahead log; where others are at it as well, SQLite does not wait by itself."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def now(self) -> float:
         """Return the time that decides the period."""
@@ -292,7 +311,7 @@ class Books:
             used = self._used_by(account, run)
             if used + amount > per_run:
                 raise Spent(
-                    f"this run has spent {units(used)} of its {units(per_run)} {terms.unit}s of budget {terms.name}"
+                    f"this run has spent {units(used)} of its {units(per_run)} {terms.units} of budget {terms.name}"
                 )
             account.runs[run] = used + amount
         due = max(self.now, account.next_free, account.held_until)
@@ -310,7 +329,7 @@ class Books:
         used = account.spent + account.crashed + account.elsewhere
         below = ", which is above its limit (it was lowered)" if used > terms.limit else ""
         return (
-            f"budget {terms.name} has {units(max(0, account.left))} of {units(terms.limit)} {terms.unit}s left this "
+            f"budget {terms.name} has {units(max(0, account.left))} of {units(terms.limit)} {terms.units} left this "
             f"{terms.period}, and this call costs {units(amount)}: {units(used)} are spent{below}, "
             f"{units(account.reserved)} reserved; more from {moment(account.ends)}"
         )

@@ -83,7 +83,7 @@ def shortage(pipeline: Pipeline) -> str | None:
             left = spending.state(database, budget, "9999").left
             if needed > left or left == 0:
                 return (
-                    f"budget {use.name} has {spending.units(left)} {budget.unit}s left this {budget.period}, and a run "
+                    f"budget {use.name} has {spending.units(left)} {budget.units} left this {budget.period}, and a run "
                     f"is expected to spend {spending.units(needed)} (standpipe budget {use.name})"
                 )
     return None
