@@ -61,7 +61,8 @@ def shown(amount: float) -> str:
     """Write an amount: exact where it is of the books, of four digits where it is foretold."""
     if isinstance(amount, int):
         return f"{spending.units(amount):f}"
-    return f"{amount / spending.SCALE:.4g}"
+    value = amount / spending.SCALE
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def when_dry(look: forecast.Forecast) -> str:
