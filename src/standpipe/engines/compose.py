@@ -262,6 +262,23 @@ class ComposeEngine:
                     continue  # a container uses it
         return removed
 
+    def discard_networks(self, pipeline: str) -> list[str]:
+        """Remove the pipeline's networks but the one that its settings name. Docker itself refuses those in use."""
+        from docker.errors import APIError
+
+        settings = paths.compose_file(pipeline).with_name(".env")
+        project = f"standpipe-{pipeline}"
+        serving = configuration.setting(settings, "STANDPIPE_NETWORK") or f"{project}_default"
+        removed = []
+        for network in self._ask("networks", filters={"label": f"com.docker.compose.project={project}"}):
+            if network["Name"] != serving:
+                try:
+                    self.api.remove_network(network["Id"])
+                    removed.append(network["Name"])
+                except APIError:
+                    continue  # a container uses it
+        return removed
+
     def _in_service(self, pipeline: str) -> str:
         return configuration.image_of(paths.compose_file(pipeline).with_name(".env"))
 
