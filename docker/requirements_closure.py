@@ -20,7 +20,9 @@ LOCKS = {
     "pylock.toml": "uv pip compile pylock.toml --generate-hashes --output-file requirements.txt",
     "pyproject.toml": "uv pip compile pyproject.toml --generate-hashes --output-file requirements.txt",
 }
-LOCAL = re.compile(r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:\.{0,2}/|\.\s*$|file:)")
+WHERE = r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:[^\s@/:]+\s*@\s*)?"
+LOCAL = re.compile(WHERE + r"(?:\.\s*$|file:|[^\s:@#-][^\s:@#]*/|/)")
+REPOSITORY = re.compile(WHERE + r"(?:git|hg|svn|bzr)\+")
 
 
 def copy(source: Path, requirements: Path, destination: Path, included_by: str = "") -> None:
@@ -47,6 +49,11 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if LOCAL.match(line):
             sys.exit(f"requirements: {requirements}:{number} installs from a local path: {line}")
+        if REPOSITORY.match(line):
+            sys.exit(
+                f"requirements: {requirements}:{number} installs from a repository, which the step that installs has no"
+                " program for. Name its archive (https://.../archive/COMMIT.tar.gz), or a package of an index"
+            )
         include = INCLUDE.match(line)
         if include and "://" not in include[1]:
             copy(
