@@ -8,7 +8,6 @@ Runs inside image builds, under the base image's own Python, with nothing instal
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[ =]?\s*(\S+)")
@@ -66,12 +65,7 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
 
 if __name__ == "__main__":
     there = Path(sys.argv[3])
-    try:
-        copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
-    except SystemExit as end:
-        print(end.code, file=sys.stderr, flush=True)
-        time.sleep(1)  # BuildKit may lose what a step says in the instant of its end
-        sys.exit(1)
+    copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
     # One hash means that all are wanted: what has none is then refused.
     hashed = any(HASH.search(path.read_text(encoding="utf-8")) for path in there.rglob("*") if path.is_file())
     (there / ".options").write_text("--require-hashes\n" if hashed else "")
