@@ -13,7 +13,7 @@ CLOSURE = Path(__file__).parent.parent / "docker" / "requirements_closure.py"
 
 def closure(source: Path, requirements: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
     there = source.parent / "there"
-    command = [sys.executable, CLOSURE, source, requirements, there]
+    command = [sys.executable, str(CLOSURE), str(source), requirements, str(there)]
     return there, subprocess.run(command, capture_output=True, text=True, check=False)
 
 
