@@ -79,7 +79,7 @@ def image_of(path: Path) -> str:
 
 
 def setting(path: Path, name: str) -> str:
-    """Return one of a Compose file's settings, "" where it is not set. Raises ConfigurationError where they are gone."""
+    """Return one setting of a Compose file, "" where it is not set. Raises ConfigurationError where all are gone."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:

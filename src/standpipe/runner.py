@@ -520,7 +520,8 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
 def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     """Register what the roles declared, settle what dead runners left, keep images to their number.
 
-    A network of another credentials mode goes, too. A container that still runs without its runner is followed to its end where `wait` is true.
+    A network of another credentials mode goes, too.
+    A container that still runs without its runner is followed to its end where `wait` is true.
     Raises what is wrong with a pipeline's file, after all else is done.
     """
     now = datetime.now(UTC)
