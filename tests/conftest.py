@@ -116,6 +116,9 @@ class ProcessEngine:
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
         return []
 
+    def discard_networks(self, pipeline: str) -> list[str]:
+        return []
+
     def version(self) -> str:
         return "processes"
 

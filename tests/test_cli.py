@@ -183,6 +183,7 @@ def test_the_runs_of_a_damaged_ledger_are_recovered(
     paths.LEDGER.write_bytes(data)
     monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.containers", lambda _self: [])
     monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_images", lambda *_arguments: [])
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_networks", lambda *_arguments: [])
     assert main(["reconcile", "--no-wait"]) == 0
     told = capsys.readouterr().err
     assert "runs were recovered" in told

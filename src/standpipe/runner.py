@@ -529,6 +529,7 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
 def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     """Register what the roles declared, settle what dead runners left, keep images to their number.
 
+    A network of another credentials mode goes, too.
     A container that still runs without its runner is followed to its end where `wait` is true.
     Raises what is wrong with a pipeline's file, after all else is done.
     """
@@ -551,6 +552,8 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
         for image in engine.discard_images(pipeline.name, pipeline.keep_images, kept):
             paths.sbom(pipeline.name, image).unlink(missing_ok=True)
             say(f"removed the image {image}")
+        for network in engine.discard_networks(pipeline.name):
+            say(f"removed the network {network}")
     if errors:
         raise errors[0]
 

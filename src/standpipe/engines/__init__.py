@@ -102,5 +102,8 @@ class Engine(Protocol):
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
         """Remove a pipeline's images but the newest `keep` and those in use; return what was removed."""
 
+    def discard_networks(self, pipeline: str) -> list[str]:
+        """Remove the networks that a pipeline had in another credentials mode, but those in use; return them."""
+
     def version(self) -> str:
         """Name the engine and its version."""

@@ -21,6 +21,7 @@ from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailab
 
 if TYPE_CHECKING:
     from docker import APIClient
+    from docker.errors import APIError
 
 SOCKET = "unix:///var/run/docker.sock"
 START_WITHIN = 600  # seconds for Compose to make and start a container
@@ -232,7 +233,9 @@ class ComposeEngine:
 
         try:
             yield from self.api.get_image(image, chunk_size=SAVED_AT_ONCE)
-        except (requests.RequestException, APIError) as error:
+        except APIError as error:
+            raise refusal(error) from None
+        except requests.RequestException as error:
             raise unavailable(error) from None
 
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
@@ -262,6 +265,23 @@ class ComposeEngine:
                     continue  # a container uses it
         return removed
 
+    def discard_networks(self, pipeline: str) -> list[str]:
+        """Remove the pipeline's networks but the one that its settings name. Docker itself refuses those in use."""
+        from docker.errors import APIError
+
+        settings = paths.compose_file(pipeline).with_name(".env")
+        project = f"standpipe-{pipeline}"
+        serving = configuration.setting(settings, "STANDPIPE_NETWORK") or f"{project}_default"
+        removed = []
+        for network in self._ask("networks", filters={"label": f"com.docker.compose.project={project}"}):
+            if network["Name"] != serving:
+                try:
+                    self.api.remove_network(network["Id"])
+                    removed.append(network["Name"])
+                except APIError:
+                    continue  # a container uses it
+        return removed
+
     def _in_service(self, pipeline: str) -> str:
         return configuration.image_of(paths.compose_file(pipeline).with_name(".env"))
 
@@ -285,9 +305,7 @@ class ComposeEngine:
         except APIError as error:
             if error.status_code in (404, 409):
                 return None
-            raise EngineUnavailable(
-                f"Docker answers with an error ({error.explanation}): journalctl -u docker"
-            ) from None
+            raise refusal(error) from None
         except requests.RequestException as error:
             raise unavailable(error) from None
 
@@ -295,6 +313,11 @@ class ComposeEngine:
 def unless_never(text: str) -> str | None:
     """Return the engine's timestamp, or None for the one that it has for never."""
     return None if text.startswith("0001-") else text
+
+
+def refusal(error: APIError) -> EngineUnavailable:
+    """Say what Docker answers where it cannot do what it is asked: that a disk is full, for one."""
+    return EngineUnavailable(f"Docker answers with an error ({error.explanation}): journalctl -u docker")
 
 
 def unavailable(error: Exception) -> EngineUnavailable:
