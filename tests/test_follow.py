@@ -18,13 +18,17 @@ from standpipe.logs.follow import DROPPED, ContainerGone, lines_until_the_end, s
 
 
 class Daemon:
-    """Gives what a daemon gives of a log that it is asked for again and again, and of its container."""
+    """Gives what a daemon gives of a log that it is asked for again and again, and of its container.
+
+    After the last connection the container has ended, and its log stays as it was then.
+    """
 
     def __init__(self, connections: list[list[Line]], gone: bool = False) -> None:
-        self.connections, self.gone = connections, gone
+        self.connections, self.gone, self.last = connections, gone, list[Line]()
 
     def log(self, _container: str) -> Iterator[Line]:
-        yield from self.connections.pop(0)
+        self.last = self.connections.pop(0) if self.connections else self.last
+        yield from self.last
 
     def find(self, _pipeline: str, _run: str) -> Container | None:
         running = bool(self.connections)
