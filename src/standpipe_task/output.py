@@ -62,9 +62,8 @@ class Output:
 
         What it left running may hold the pipes open, and is not waited for.
         """
-        assert child.stdout
-        assert child.stderr
-        streams = {child.stdout.fileno(): STDOUT, child.stderr.fileno(): STDERR}
+        pipes = (child.stdout, STDOUT), (child.stderr, STDERR)
+        streams = {pipe.fileno(): stream for pipe, stream in pipes if pipe}
         woken, wake = os.pipe()
         for end in (woken, wake, *streams):
             os.set_blocking(end, False)

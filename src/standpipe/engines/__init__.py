@@ -58,7 +58,7 @@ class Line:
 
 
 def joined(frames: Iterator[tuple[str, str, bytes]]) -> Iterator[Line]:
-    """Yield the lines of what comes in frames (time, stream, bytes): joined where frames cut them, with their first time."""
+    """Yield the lines of what comes in frames (time, stream, bytes), whole, each with the time of its first."""
     open_lines: dict[str, tuple[str, bytearray]] = {}
     for time, stream, frame in frames:
         *ended, rest = frame.split(b"\n")

@@ -98,15 +98,9 @@ class End:
         elif paths.output(name, run_id).exists():
             Thread(target=self._watch, args=[container], daemon=True).start()
 
-    def _watch(self, container: Container | None) -> None:
-        engine, name, run_id = self._asked
+    def _watch(self, container: Container) -> None:
         try:
-            while container is not None and container.running:
-                with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
-                    engine.wait(container.id)
-                container = found(engine, name, run_id)
-                if container is not None and container.running:
-                    time.sleep(0.2)
+            until_it_ends(*self._asked, container)
         except Exception as error:  # whoever reads raises it, when all is read
             self._failure = error
         finally:
@@ -117,6 +111,16 @@ class End:
         self.seen.wait()
         if self._failure:
             raise self._failure
+
+
+def until_it_ends(engine: Engine, name: str, run_id: str, container: Container | None) -> None:
+    """Wait until a container has ended, or is gone."""
+    while container is not None and container.running:
+        with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
+            engine.wait(container.id)
+        container = found(engine, name, run_id)
+        if container is not None and container.running:
+            time.sleep(0.2)
 
 
 def lines_kept(name: str, run_id: str, end: End) -> Iterator[Line]:

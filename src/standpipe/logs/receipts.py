@@ -285,7 +285,7 @@ def send_again(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> None:
 
 
 def make_whole(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> bool:
-    """Make a run's spool anew from what its container kept, or from its log in Docker; what it was before is kept beside it.
+    """Make a run's spool anew from its container's output; what it was before is kept beside it.
 
     Returns False where there is nothing to make it from.
     """
