@@ -127,8 +127,10 @@ def lines_kept(name: str, run_id: str, end: End) -> Iterator[Line]:
     """Yield each line that a container's first process has kept, until the container has ended."""
     try:
         yield from joined(kept.frames(paths.output(name, run_id), end.seen))
-    finally:
+    except OSError:  # of a disk that fails: told when the container has ended, as always
         end.require()
+        raise
+    end.require()
 
 
 def lines_until_the_end(

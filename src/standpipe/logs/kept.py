@@ -6,6 +6,7 @@ stranger's, and means nothing beyond its own run. Its format is that of standpip
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -62,15 +63,17 @@ def begins(name: str, run_id: str, ended: Event) -> bool:
     """
     path = paths.output(name, run_id)
     deadline = time.monotonic() + BEGINS_WITHIN
-    while path.exists():
+    while True:
         over = ended.is_set() or time.monotonic() > deadline
-        if path.stat().st_size >= HEADER.size:
-            return True
+        try:
+            if path.stat().st_size >= HEADER.size:
+                return True
+        except FileNotFoundError:
+            return False
         if over:
             discard(name, run_id)
         else:
             ended.wait(PAUSES[0])
-    return False
 
 
 def frames(path: Path, ended: Event) -> Iterator[Frame]:
@@ -104,12 +107,23 @@ def frames(path: Path, ended: Event) -> Iterator[Frame]:
                     del unread[:frame]
                     continue
                 yield frame
+            if skipped:
+                skip_a_hole(file.fileno())
             if (shrunk or skipped) and not told:
                 told = True
                 yield when(time.time_ns()), "standpipe", SCRIBBLED.encode() + b"\n"
     if len(unread) >= HEADER.size:  # the last frame, which was cut off with whatever wrote it
         _magic, stream, nanoseconds, _size = HEADER.unpack_from(unread)
         yield when(nanoseconds), STREAMS[stream], bytes(unread[HEADER.size :])
+
+
+def skip_a_hole(file: int) -> None:
+    """Go on where a file has data again: a stranger can make it as long as he likes, and of nothing."""
+    here = os.lseek(file, 0, os.SEEK_CUR)
+    try:
+        os.lseek(file, here, os.SEEK_DATA)
+    except OSError as error:
+        os.lseek(file, *((0, os.SEEK_END) if error.errno == errno.ENXIO else (here, os.SEEK_SET)))
 
 
 def next_frame(unread: bytearray) -> Frame | int | None:
