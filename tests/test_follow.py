@@ -32,7 +32,7 @@ class Daemon:
 
     def find(self, _pipeline: str, _run: str) -> Container | None:
         running = bool(self.connections)
-        ended = None if running else timestamp(datetime(2026, 11, 23, tzinfo=UTC))
+        ended = None if running else timestamp(datetime(2099, 1, 1, tzinfo=UTC))  # a clock that was put back since
         return (
             None if self.gone else Container("c", "n", "r", running, None if running else 0, None, ended, "", None, "")
         )
