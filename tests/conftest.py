@@ -40,7 +40,9 @@ class ProcessEngine:
     break_after: int | None = None  # lines after which the next connection to a log breaks
     refuses_removal: Exception | None = None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+    def start(
+        self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None, output: Path | None = None
+    ) -> None:
         os.fstat(life)  # raises where it is not open
         if self.refuses:
             raise self.refuses
@@ -93,6 +95,9 @@ class ProcessEngine:
                 if ended:
                     return
                 time.sleep(0.01)
+
+    def wait(self, container: str) -> None:
+        self.processes[container].wait()
 
     def stop(self, container: str, grace: int) -> None:
         self.processes[container].terminate()

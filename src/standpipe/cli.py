@@ -731,6 +731,7 @@ def call_collect(arguments: argparse.Namespace) -> int:
         lambda message: print(f"<4>{message}", flush=True),
         lambda: not arguments.once and not ended.wait(LOOK_AGAIN),
         None if arguments.compress_after is None else timedelta(days=arguments.compress_after),
+        ended.is_set,
     )
     return 0
 

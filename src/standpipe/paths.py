@@ -53,3 +53,8 @@ def sbom(pipeline: str, image: str) -> Path:
 def spool(pipeline: str, run: str) -> Path:
     """Return the file that holds a run's log lines."""
     return SPOOL / pipeline / f"{run}.ndjson"
+
+
+def output(pipeline: str, run: str) -> Path:
+    """Return the file in which a run's container keeps what it writes; no pattern of rsyslog's means it."""
+    return SPOOL / pipeline / f"{run}.output"

@@ -37,8 +37,8 @@ from standpipe.errors import (
     StandpipeError,
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
-from standpipe.logs import spool
-from standpipe.logs.follow import ContainerGone, Listener, found, spool_log
+from standpipe.logs import kept, spool
+from standpipe.logs.follow import ContainerGone, Listener, close_as_it_is, found, spool_log
 from standpipe.pipeline import Pipeline, luigi_arguments
 
 Teller = Callable[[str], None]
@@ -256,11 +256,13 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
         require_free_lock(engine, name)
         note_holder(name, run_id)
         door = runsocket.open_for(pipeline, run_id)
-        start_exclusively(ledger, engine, run_id, pipeline, day, life, door)
+        output = kept.make(name, run_id)
+        start_exclusively(ledger, engine, run_id, pipeline, day, life, door, output)
     except (AlreadyRunning, BudgetShort, CannotStart) as error:
         outcome, reason = not_started(error)
         note_holder(name, "")
         conclude(ledger, run_id, name, outcome, reason=reason, exit_code=error.exit_code, detail=str(error))
+        kept.discard(name, run_id)
         raise
     container = found(engine, name, run_id)
     if container is None:
@@ -279,12 +281,19 @@ def not_started(error: AlreadyRunning | BudgetShort | CannotStart) -> tuple[str,
 
 
 def start_exclusively(
-    ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int, door: Path | None
+    ledger: Ledger,
+    engine: Engine,
+    run_id: str,
+    pipeline: Pipeline,
+    day: date,
+    life: int,
+    door: Path | None,
+    output: Path | None,
 ) -> None:
     """Start the container under the pipeline's one name; an ended container that still has it gives way."""
     arguments = luigi_arguments(pipeline, day)
     try:
-        engine.start(pipeline.name, run_id, arguments, life, door)
+        engine.start(pipeline.name, run_id, arguments, life, door, output)
     except AlreadyRunning:
         holder = engine.holder(pipeline.name)
         if holder is not None and holder.running:
@@ -294,7 +303,7 @@ def start_exclusively(
             engine.free(holder)
         if holder is not None and holder.run:
             release(ledger, engine, holder.run, pipeline.name)
-        engine.start(pipeline.name, run_id, arguments, life, door)
+        engine.start(pipeline.name, run_id, arguments, life, door, output)
 
 
 @contextmanager
@@ -383,7 +392,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     container = found(engine, name, run_id)
     noted = ledger.run(run_id)
     if container is None:
-        spool.close_as_it_is(paths.spool(name, run_id), run_id)
+        close_as_it_is(engine, name, run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
         conclude(ledger, run_id, name, "interrupted", reason="engine")
     elif noted and noted.boot != boot_identity() and was_killed_by_a_reboot(container, boot_time()):
@@ -523,6 +532,7 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             return  # `reconcile` tries again; `doctor` tells of it
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
     if noted.unconfirmed_since is None:
+        kept.discard(name, run_id)
         engine.remove(container)
 
 
@@ -559,11 +569,19 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
 
 
 def release_the_settled(ledger: Ledger, engine: Engine) -> None:
-    """Release the containers of settled runs that are still there: an engine that was away kept them."""
-    for container in engine.containers():
+    """Release the containers of settled runs that are still there: an engine that was away kept them.
+
+    What was kept of runs whose containers are gone goes too, unless it may still be needed.
+    """
+    there = engine.containers()
+    for container in there:
         noted = ledger.run(container.run) if container.run else None
         if noted is not None and noted.outcome:
             release(ledger, engine, noted.id, noted.pipeline)
+    for name, run_id in kept.left():
+        noted = ledger.run(run_id)
+        if noted and noted.outcome and noted.unconfirmed_since is None and run_id not in {one.run for one in there}:
+            kept.discard(name, run_id)
 
 
 def settle_the_dead(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from standpipe import configuration, paths
-from standpipe.engines import LONGEST_PIECE, CannotStart, Container, Line
+from standpipe.engines import CannotStart, Container, Line, joined
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ START_WITHIN = 600  # seconds for Compose to make and start a container
 # Compose builds an image that is missing, whatever the pull policy says. A run takes what is in service, or nothing.
 NEVER_BUILD = "services: {luigi: {build: !reset null}}"
 RUN_LABEL = "standpipe.run"
+OUTPUT = "/run/standpipe/output"  # where a container's first process looks for the file (standpipe_task/output.py)
 PIPELINE_LABEL = "standpipe.pipeline"
 SAVED_AT_ONCE = 1 << 20  # bytes
 COMMIT_LABEL = "org.opencontainers.image.revision"
@@ -76,12 +77,15 @@ class ComposeEngine:
         except DockerException as error:
             raise unavailable(error) from None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+    def start(
+        self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None, output: Path | None = None
+    ) -> None:
         """Start the service `luigi` of the pipeline's Compose file under the pipeline's one name."""
         if not paths.compose_file(pipeline).exists():
             raise bad_compose_file(pipeline, "it is not there")
         command = ["docker", "compose", "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "-f", "-"]
         command += ["run", "--detach", "--no-TTY", "--name", container_name(pipeline)]
+        command += ["--volume", f"{output}:{OUTPUT}"] if output else []
         command += ["--label", f"{RUN_LABEL}={run}", "--label", f"{PIPELINE_LABEL}={pipeline}", "luigi", *arguments]
         # Who calls decides nothing: a variable of his shell would go before the pipeline's own .env.
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -196,6 +200,10 @@ class ComposeEngine:
                 yield from lines_of(response.raw.read)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise unavailable(error) from None  # the log goes on; whoever reads it begins again
+
+    def wait(self, container: str) -> None:
+        """Have the daemon answer when the container has ended."""
+        self._ask("wait", container)
 
     def stop(self, container: str, grace: int) -> None:
         """Send TERM, and KILL after `grace` seconds."""
@@ -332,26 +340,15 @@ def bad_compose_file(pipeline: str, why: str) -> CannotStart:
 
 
 def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
-    """Yield the lines of a log that comes in frames, each of 16 KiB of a line at most; they are joined again.
+    """Yield the lines of a log that comes in frames, each of 16 KiB of a line at most; they are joined again."""
+    return joined(frames_of(read))
+
+
+def frames_of(read: Callable[[int], bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield time, stream and bytes of each frame.
 
     Source: the stream format of https://docs.docker.com/reference/api/engine/ (ContainerAttach).
     """
-    open_lines: dict[str, tuple[str, bytearray]] = {}
     while len(header := read(8)) == 8:
-        stream = "stderr" if header[0] == 2 else "stdout"
         time, _, frame = read(int.from_bytes(header[4:8], "big")).partition(b" ")
-        began, data = open_lines.setdefault(stream, (time.decode("ascii", "replace"), bytearray()))
-        data += frame
-        ends = data.endswith(b"\n")
-        if ends:
-            del open_lines[stream], data[-1:]
-        while len(data) > LONGEST_PIECE:
-            cut = LONGEST_PIECE
-            while cut > LONGEST_PIECE - 4 and data[cut] & 0xC0 == 0x80:  # no letter of UTF-8 is cut in two
-                cut -= 1
-            yield Line(began, stream, bytes(data[:cut]), continues=True)
-            del data[:cut]
-        if ends:
-            yield Line(began, stream, bytes(data))
-    for stream, (began, data) in open_lines.items():
-        yield Line(began, stream, bytes(data), whole=False)
+        yield time.decode("ascii", "replace"), "stderr" if header[0] == 2 else "stdout", frame
