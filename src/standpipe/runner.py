@@ -21,7 +21,7 @@ from typing import Any
 
 from ulid import ULID
 
-from standpipe import configuration, paths, releases, runsocket, slots
+from standpipe import configuration, metrics, paths, releases, runsocket, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
@@ -69,6 +69,8 @@ def run(
     if scheduled and slot is None:
         if damage:
             raise damage
+        with suppress(EngineUnavailable):  # there is nothing to start that would do it
+            settle_the_dead(ledger, engine, name)
         return None
     day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
@@ -106,6 +108,8 @@ def attempt(
             raise pipeline or ConfigurationError(f"{name} cannot be read")
         try:
             container = start(ledger, engine, run_id, pipeline, day, life)
+            with suppress(OSError):  # the run and its record stand
+                metrics.note_running(name)
             say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
             with bounded(ledger, engine, run_id, container, pipeline, requests, say):
                 follow(ledger, engine, run_id, name, container, listen, say)
@@ -383,6 +387,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
         outcome, reason, code = outcome_of(container, noted.ending if noted else None)
+        # Its entrypoint found the lock taken since the runner looked; by no run, as this one had the pipeline's name.
+        held = reason == "held"
         conclude(
             ledger,
             run_id,
@@ -392,6 +398,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             exit_code=code,
             started_at=container.started_at,
             ended_at=container.ended_at,
+            detail=f"held by {container_by_hand(engine, name)}, which was started by hand" if held else None,
         )
     note_holder(name, "")
 
@@ -562,6 +569,24 @@ def settle_the_dead(
         if name in (None, left.pipeline):
             with suppress(BlockingIOError), living_runner(ledger, left.id):
                 settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
+    """Settle what dead runners left of containers that have ended, or never began; whoever looks waits for no other.
+
+    The engine is asked only where there is a run that no living process looks after. What cannot be
+    settled now, because the engine is away or a disk is full, is shown as it stands.
+    """
+    for left in ledger.unfinished():
+        with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id):
+            container = engine.find(left.pipeline, left.id)
+            if container is None or not container.running:
+                settle_one(ledger, engine, left.id, lambda _message: None, wait=False)
+
+
+def abandoned(ledger: Ledger, but: str) -> list[Run]:
+    """Return the unfinished runs that no living process looks after, of all pipelines but one."""
+    return [left for left in ledger.unfinished() if left.pipeline != but and not has_living_runner(left.id)]
 
 
 def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: bool) -> None:
