@@ -377,6 +377,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     """Note what came of a run, by the container's own word."""
     container = found(engine, name, run_id)
     noted = ledger.run(run_id)
+    note_holder(name, "")  # it holds nothing any more; who dies before the next step is followed by one who repeats this
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
@@ -400,7 +401,6 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             ended_at=container.ended_at,
             detail=f"held by {container_by_hand(engine, name)}, which was started by hand" if held else None,
         )
-    note_holder(name, "")
 
 
 def boot_time() -> datetime:
@@ -611,8 +611,8 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
         settle(ledger, engine, run_id, left.pipeline)
     elif left.state == "claimed":
         # Nothing ran. A container that was made and never started has no log and no exit code.
-        conclude(ledger, run_id, left.pipeline, "interrupted")
         note_holder(left.pipeline, "")
+        conclude(ledger, run_id, left.pipeline, "interrupted")
     else:
         settle(ledger, engine, run_id, left.pipeline)
     release(ledger, engine, run_id, left.pipeline)
