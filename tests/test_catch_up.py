@@ -71,7 +71,7 @@ def test_a_slot_that_is_cron_s_own_to_start_is_left_to_it() -> None:
 
 
 class Host:
-    """A host whose clock and power are the test's: cron and catch-up as they are; runs take their time of that clock."""
+    """A host whose clock and power are the test's: cron and catch-up as they are; runs take their time."""
 
     def __init__(self, ledger: Ledger, plan_schedule: Schedule, now: datetime, seed: int = 0, retries: int = 0) -> None:
         self.ledger = ledger
@@ -81,8 +81,8 @@ class Host:
         }
         self.pipeline = Pipeline.model_validate(document)
         self.schedule = plan_schedule
-        self.now = self.seen = now
-        self.chance = Random(seed)
+        self.now = now
+        self.chance = Random(seed)  # noqa: S311  # no secret is made of it
         self.going: tuple[str, datetime, str] | None = None  # the run, when it ends, and how
         self.looks: set[datetime] = set()  # when catch-up has something to see: every five minutes is the rule
         self.attempts = 0
@@ -482,3 +482,15 @@ def test_a_range_that_is_none_is_told(host: Path) -> None:
         backfill.slots_of(pipeline, date(2026, 11, 2), date(2026, 11, 1), datetime.now(UTC))
     with pytest.raises(UsageError, match="has no schedule"):
         backfill.slots_of(declare(schedule=None), date(2026, 11, 1), date(2026, 11, 2), datetime.now(UTC))
+
+
+def test_catch_up_settles_what_a_dead_runner_left_of_a_pipeline_that_was_removed(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    ledger.claim("A", "removed", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    with runner.living_runner(ledger, "A") as life:
+        engine.start("removed", "A", [], life, None)
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    left = ledger.run("A")
+    assert left is not None
+    assert left.outcome == "succeeded"

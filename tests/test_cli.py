@@ -301,3 +301,16 @@ def test_a_negative_number_of_lines_is_wrong_usage(arguments: list[str]) -> None
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code == 2
+
+
+def test_status_shows_a_failure_and_that_a_slot_was_refused_since(
+    ran: Path, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now(UTC)
+    ledger.claim("02J", "arxlive", "scheduled", now.date(), now, now)
+    ledger.settle("02J", "skipped", reason="held", exit_code=75)
+    assert main(["status"]) == 0
+    assert "failed, then held  30 " in capsys.readouterr().out
+    assert main(["status", "--json"]) == 0
+    (pipeline,) = json.loads(capsys.readouterr().out)["pipelines"]
+    assert (pipeline["last"]["id"], pipeline["skipped_since"]["id"]) == (RUN, "02J")

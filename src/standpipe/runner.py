@@ -377,7 +377,9 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     """Note what came of a run, by the container's own word."""
     container = found(engine, name, run_id)
     noted = ledger.run(run_id)
-    note_holder(name, "")  # it holds nothing any more; who dies before the next step is followed by one who repeats this
+    note_holder(
+        name, ""
+    )  # it holds nothing any more; who dies before the next step is followed by one who repeats this
     if container is None:
         spool.close_as_it_is(paths.spool(name, run_id), run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
