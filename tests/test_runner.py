@@ -431,3 +431,21 @@ def test_a_runner_that_dies_between_two_words_names_no_holder_that_is_none(
     with pytest.raises(KeyboardInterrupt):
         by_hand(ledger, engine)
     assert (paths.LOCKS / "arxlive" / "holder").read_text() == ""
+
+
+def test_a_run_waits_for_whoever_settles_the_one_before_it(ledger: Ledger, engine: ProcessEngine) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+    begun = threading.Event()
+
+    def settle() -> None:
+        with contextlib.closing(Ledger(paths.LEDGER)) as own, runner.living_runner(own, run_id, settling=True):
+            begun.set()
+            time.sleep(0.5)
+            runner.settle_one(own, engine, run_id, nothing, wait=False)
+
+    looks = threading.Thread(target=settle, daemon=True)
+    looks.start()
+    begun.wait(10)
+    assert by_hand(ledger, engine).outcome == "succeeded"
+    looks.join()
+    assert [run.outcome for run in ledger.history("arxlive", 5)] == ["succeeded", "succeeded"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from standpipe.errors import (
     STOPPED,
+    AlreadyRunning,
     ConfigurationError,
     InternalError,
     LedgerDamaged,
@@ -396,7 +397,7 @@ def in_another_process(*command: str) -> None:
 
 
 def call_stop(arguments: argparse.Namespace) -> int:
-    """Stop a run; the exit code is 0 once it is settled, and where none was running."""
+    """Stop a run; the exit code is 0 once it is settled, and where none was running. What is nobody's run is named."""
     from standpipe import report, runner
     from standpipe.engines.compose import ComposeEngine
 
@@ -408,6 +409,8 @@ def call_stop(arguments: argparse.Namespace) -> int:
         print(f"standpipe: {message}", file=sys.stderr, flush=True)
 
     run = runner.stop(ledger, ComposeEngine(), arguments.name, who_asks(), say)
+    if run is None and (by_hand := runner.holder_of_lock(ComposeEngine(), arguments.name)):
+        raise AlreadyRunning(f"{arguments.name} has no run to stop; its lock is held by {by_hand}: docker stop it")
     print(f"{run.pipeline}: run {run.id} {report.outcome(run)}" if run else f"{arguments.name}: nothing is running")
     return 0
 

@@ -43,6 +43,8 @@ from standpipe.pipeline import Pipeline, luigi_arguments
 Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
+SETTLED_WITHIN = 30  # seconds for which a run is kept waiting by another process that settles the one before it
+SETTLING = b"settling"  # in the file of a run whose runner died, while another process settles it
 LOW_PRIORITY = 15  # niceness of what follows a log
 
 
@@ -98,7 +100,7 @@ def attempt(
     run_id = str(ULID())
     with living_runner(ledger, run_id) as life:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
-            settle_the_dead(ledger, engine, name)
+            settle_first(ledger, engine, name)
         try:
             claim(ledger, run_id, name, trigger, day, slot)
         except SlotRecorded:
@@ -158,7 +160,10 @@ def require_free_lock(engine: Engine, name: str) -> None:
 
 def holder_of_lock(engine: Engine, name: str) -> str | None:
     """Name who holds a pipeline's kernel lock while no run of it is under way: a container that was started by hand."""
-    with (paths.LOCKS / name / "lock").open() as lock:
+    file = paths.LOCKS / name / "lock"
+    if not file.exists():
+        return None  # it was removed, and its containers with it
+    with file.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -189,17 +194,20 @@ def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetim
 
 
 @contextmanager
-def living_runner(ledger: Ledger, run_id: str) -> Iterator[int]:
+def living_runner(ledger: Ledger, run_id: str, settling: bool = False) -> Iterator[int]:
     """Hold a kernel lock in a run's name, which tells others that it is looked after; yield its descriptor.
 
-    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold
-    the lock too. The file stays until the run is settled: a new one would be a new lock.
+    Whoever only settles what is left says so in the file: that is done in a moment, and worth waiting for.
+    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold the
+    lock too. The file stays until the run is settled: a new one would be a new lock.
     """
     paths.RUNNERS.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = paths.RUNNERS / run_id
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, SETTLING if settling else b"", 0)
         try:
             yield descriptor
         finally:
@@ -223,6 +231,14 @@ def has_living_runner(run_id: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_being_settled(run_id: str) -> bool:
+    """Say whether a process is at settling what a dead runner left of a run."""
+    try:
+        return (paths.RUNNERS / run_id).read_bytes() == SETTLING and has_living_runner(run_id)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -569,8 +585,19 @@ def settle_the_dead(
     """Settle the unfinished runs, of one pipeline or of all, that no living process looks after."""
     for left in ledger.unfinished():
         if name in (None, left.pipeline):
-            with suppress(BlockingIOError), living_runner(ledger, left.id):
+            with suppress(BlockingIOError), living_runner(ledger, left.id, settling=not wait):
                 settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_first(ledger: Ledger, engine: Engine, name: str) -> None:
+    """Settle what a dead runner left of a pipeline; where another process is at it just now, wait for that.
+
+    Else a `status` that settles the run of yesterday would have this one refused.
+    """
+    until = time.monotonic() + SETTLED_WITHIN
+    settle_the_dead(ledger, engine, name)
+    while (left := ledger.running(name)) and is_being_settled(left.id) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
@@ -580,7 +607,7 @@ def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
     settled now, because the engine is away or a disk is full, is shown as it stands.
     """
     for left in ledger.unfinished():
-        with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id):
+        with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id, settling=True):
             container = engine.find(left.pipeline, left.id)
             if container is None or not container.running:
                 settle_one(ledger, engine, left.id, lambda _message: None, wait=False)
