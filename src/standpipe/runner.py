@@ -21,7 +21,7 @@ from typing import Any
 
 from ulid import ULID
 
-from standpipe import configuration, paths, releases, runsocket, slots
+from standpipe import configuration, metrics, paths, releases, runsocket, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
@@ -44,6 +44,8 @@ from standpipe.pipeline import Pipeline, luigi_arguments
 Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
+SETTLED_WITHIN = 30  # seconds for which a run is kept waiting by another process that settles the one before it
+SETTLING = b"settling"  # in the file of a run whose runner died, while another process settles it
 LOW_PRIORITY = 15  # niceness of what follows a log
 
 
@@ -71,6 +73,8 @@ def run(
     if scheduled and slot is None:
         if damage:
             raise damage
+        with suppress(EngineUnavailable):  # there is nothing to start that would do it
+            settle_the_dead(ledger, engine, name)
         return None
     day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
@@ -98,7 +102,7 @@ def attempt(
     run_id = str(ULID())
     with living_runner(ledger, run_id) as life:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
-            settle_the_dead(ledger, engine, name)
+            settle_first(ledger, engine, name)
         try:
             claim(ledger, run_id, name, trigger, day, slot)
         except SlotRecorded:
@@ -108,6 +112,8 @@ def attempt(
             raise pipeline or ConfigurationError(f"{name} cannot be read")
         try:
             container = start(ledger, engine, run_id, pipeline, day, life)
+            with suppress(OSError):  # the run and its record stand
+                metrics.note_running(name)
             say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
             with bounded(ledger, engine, run_id, container, pipeline, requests, say):
                 follow(ledger, engine, run_id, name, container, listen, say)
@@ -156,7 +162,10 @@ def require_free_lock(engine: Engine, name: str) -> None:
 
 def holder_of_lock(engine: Engine, name: str) -> str | None:
     """Name who holds a pipeline's kernel lock while no run of it is under way: a container that was started by hand."""
-    with (paths.LOCKS / name / "lock").open() as lock:
+    file = paths.LOCKS / name / "lock"
+    if not file.exists():
+        return None  # it was removed, and its containers with it
+    with file.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -187,17 +196,20 @@ def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetim
 
 
 @contextmanager
-def living_runner(ledger: Ledger, run_id: str) -> Iterator[int]:
+def living_runner(ledger: Ledger, run_id: str, settling: bool = False) -> Iterator[int]:
     """Hold a kernel lock in a run's name, which tells others that it is looked after; yield its descriptor.
 
-    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold
-    the lock too. The file stays until the run is settled: a new one would be a new lock.
+    Whoever only settles what is left says so in the file: that is done in a moment, and worth waiting for.
+    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold the
+    lock too. The file stays until the run is settled: a new one would be a new lock.
     """
     paths.RUNNERS.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = paths.RUNNERS / run_id
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, SETTLING if settling else b"", 0)
         try:
             yield descriptor
         finally:
@@ -221,6 +233,14 @@ def has_living_runner(run_id: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_being_settled(run_id: str) -> bool:
+    """Say whether a process is at settling what a dead runner left of a run."""
+    try:
+        return (paths.RUNNERS / run_id).read_bytes() == SETTLING and has_living_runner(run_id)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -391,6 +411,9 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     """Note what came of a run, by the container's own word."""
     container = found(engine, name, run_id)
     noted = ledger.run(run_id)
+    note_holder(
+        name, ""
+    )  # it holds nothing any more; who dies before the next step is followed by one who repeats this
     if container is None:
         close_as_it_is(engine, name, run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
@@ -401,6 +424,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
         outcome, reason, code = outcome_of(container, noted.ending if noted else None)
+        # Its entrypoint found the lock taken since the runner looked; by no run, as this one had the pipeline's name.
+        held = reason == "held"
         conclude(
             ledger,
             run_id,
@@ -410,8 +435,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             exit_code=code,
             started_at=container.started_at,
             ended_at=container.ended_at,
+            detail=f"held by {container_by_hand(engine, name)}, which was started by hand" if held else None,
         )
-    note_holder(name, "")
 
 
 def boot_time() -> datetime:
@@ -590,8 +615,37 @@ def settle_the_dead(
     """Settle the unfinished runs, of one pipeline or of all, that no living process looks after."""
     for left in ledger.unfinished():
         if name in (None, left.pipeline):
-            with suppress(BlockingIOError), living_runner(ledger, left.id):
+            with suppress(BlockingIOError), living_runner(ledger, left.id, settling=not wait):
                 settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_first(ledger: Ledger, engine: Engine, name: str) -> None:
+    """Settle what a dead runner left of a pipeline; where another process is at it just now, wait for that.
+
+    Else a `status` that settles the run of yesterday would have this one refused.
+    """
+    until = time.monotonic() + SETTLED_WITHIN
+    settle_the_dead(ledger, engine, name)
+    while (left := ledger.running(name)) and is_being_settled(left.id) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
+    """Settle what dead runners left of containers that have ended, or never began; whoever looks waits for no other.
+
+    The engine is asked only where there is a run that no living process looks after. What cannot be
+    settled now, because the engine is away or a disk is full, is shown as it stands.
+    """
+    for left in ledger.unfinished():
+        with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id, settling=True):
+            container = engine.find(left.pipeline, left.id)
+            if container is None or not container.running:
+                settle_one(ledger, engine, left.id, lambda _message: None, wait=False)
+
+
+def abandoned(ledger: Ledger, but: str) -> list[Run]:
+    """Return the unfinished runs that no living process looks after, of all pipelines but one."""
+    return [left for left in ledger.unfinished() if left.pipeline != but and not has_living_runner(left.id)]
 
 
 def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: bool) -> None:
@@ -616,8 +670,8 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
         settle(ledger, engine, run_id, left.pipeline)
     elif left.state == "claimed":
         # Nothing ran. A container that was made and never started has no log and no exit code.
-        conclude(ledger, run_id, left.pipeline, "interrupted")
         note_holder(left.pipeline, "")
+        conclude(ledger, run_id, left.pipeline, "interrupted")
     else:
         settle(ledger, engine, run_id, left.pipeline)
     release(ledger, engine, run_id, left.pipeline)
