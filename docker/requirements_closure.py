@@ -20,7 +20,7 @@ LOCKS = {
     "pyproject.toml": "uv pip compile pyproject.toml --generate-hashes --output-file requirements.txt",
 }
 WHERE = r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:[^\s@/:]+\s*@\s*)?"
-LOCAL = re.compile(WHERE + r"(?:\.\s*$|file:|[^\s:@#-][^\s:@#]*/|/)")
+LOCAL = re.compile(WHERE + r"(?:\.\s*$|file:|[^\s:@#;=-][^\s:@#;=]*/|/)")
 REPOSITORY = re.compile(WHERE + r"(?:git|hg|svn|bzr)\+")
 
 

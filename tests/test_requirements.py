@@ -80,7 +80,10 @@ def test_a_requirement_from_a_local_path_is_refused(source: Path, line: str) -> 
 
 
 def test_what_pip_installs_by_name_or_from_an_archive_is_taken(source: Path) -> None:
-    lines = "luigi>=3\nboto3[crt]==1.40 ; python_version > '3'\nthing @ https://example.org/archive/1.tar.gz\n# a/b\n"
+    lines = (
+        "luigi>=3\nboto3[crt]==1.40 ; python_version > '3'\nthing @ https://example.org/archive/1.tar.gz\n"
+        "# a/b\nsix;python_version!='a/b'\n"
+    )
     (source / "requirements.txt").write_text(lines)
     there, answer = closure(source, "requirements.txt")
     assert (answer.returncode, answer.stderr) == (0, "")
