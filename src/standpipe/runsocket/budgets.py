@@ -18,6 +18,7 @@ from typing import Any
 
 from standpipe_task import spending
 
+ORDERS = ("reserve", "settle", "refund")
 LONGEST_ORDER = 4096  # bytes
 ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
 
@@ -65,24 +66,31 @@ class Teller:
         answered: SimpleQueue[None] = SimpleQueue()
 
         def do() -> None:
-            for key in list(self._selector.get_map().values()):
-                if key.data is not None and key.data.run == run:
-                    self._drop(key.data)
-            with suppress(spending.Refused), self._books() as books:
-                for terms in self._declared().values():
-                    books.crash(terms, run)
-            answered.put(None)
+            try:
+                for key in list(self._selector.get_map().values()):
+                    if key.data is not None and key.data.run == run:
+                        self._drop(key.data)
+                terms = self._declared()
+                self._write_books(lambda books: [books.crash(terms[name], run) for name in sorted(terms)])
+            finally:
+                answered.put(None)
 
         self._ask(do)
         answered.get()
 
     def sweep(self) -> None:
-        """Charge what was reserved long ago and never closed."""
+        """Charge what was reserved long ago and never closed, and say to other hosts what is declared on this one."""
 
         def do() -> None:
-            with suppress(spending.Refused), self._books() as books:
-                for terms in self._declared().values():
-                    books.crash(terms)
+            terms = self._declared()
+
+            def look(books: spending.Books) -> None:
+                books.declare(terms)
+                for name in sorted(terms):
+                    with suppress(spending.Refused):
+                        books.crash(terms[name])
+
+            self._write_books(look)
 
         self._ask(do)
 
@@ -99,7 +107,8 @@ class Teller:
                     with suppress(BlockingIOError):
                         self._inner_bell.recv(4096)
                     while not self._arrivals.empty():
-                        self._arrivals.get()()
+                        with suppress(Exception):  # of whatever kind: what was not closed now is, an hour later
+                            self._arrivals.get()()
                 else:
                     if events & selectors.EVENT_WRITE:
                         self._write(key.data)
@@ -133,27 +142,39 @@ class Teller:
         answers: list[tuple[Client, dict[str, Any] | None]] = []
         try:
             terms = self._declared()
-            with self._books() as books:
-                for name in sorted(
-                    set(terms).intersection(asked for client, _ in orders for asked in client.envelopes)
-                ):
+
+            def carry_out(books: spending.Books) -> None:
+                for name in sorted({asked_of(client, order) for client, order in orders}.intersection(terms)):
                     with suppress(spending.Refused):  # told to whoever asks for it
                         books.account(terms[name])  # in one order everywhere: nobody waits for who waits for him
-                answers += [(client, carried_out(books, client, order, terms)) for client, order in orders]
-        except Exception as error:  # of whatever kind: nothing was written, so nothing is granted
+                answers[:] = [(client, carried_out(books, client, order, terms)) for client, order in orders]
+
+            self._write_books(carry_out)
+        except Exception as error:  # of whatever kind: what may have been written stands, and nothing is granted
             why = str(error) if isinstance(error, spending.Refused) else f"budgets cannot be counted now: {error}"
             answers = [(client, {"refused": why} if "reserve" in order else None) for client, order in orders]
-            self._forget_database()
         for client, answer in answers:
             if answer is not None:
                 client.answers += json.dumps(answer).encode() + b"\n"
         for client in {id(client): client for client, _ in answers}.values():
             self._write(client)
 
-    def _books(self) -> Any:
-        if self._database is None:
-            self._database = self._open_database()
-        return spending.books(self._database)
+    def _write_books(self, what: Callable[[spending.Books], object]) -> None:
+        """Do something in one transaction; once more where the connection was of before the server's restart.
+
+        That is safe: each order's identity makes it happen once.
+        """
+        again = self._database is not None
+        try:
+            if self._database is None:
+                self._database = self._open_database()
+            with spending.books(self._database) as books:
+                what(books)
+        except Exception as error:
+            self._forget_database()
+            if not (again and isinstance(error, spending.Unavailable)):
+                raise
+            self._write_books(what)
 
     def _forget_database(self) -> None:
         if self._database is not None:
@@ -187,13 +208,20 @@ class Teller:
         client.connection.close()
 
 
+def asked_of(client: Client, order: dict[str, Any]) -> str:
+    """Return the budget that an order is about; nothing where it is none of the client's."""
+    name = next((str(order[key]) for key in ORDERS if key in order), "")
+    return name if name in client.envelopes else ""
+
+
 def carried_out(
     books: spending.Books, client: Client, order: dict[str, Any], terms: dict[str, spending.Terms]
 ) -> dict[str, Any] | None:
     """Carry out one order; return the answer, where one is waited for. Raises what keeps the books from being kept."""
-    name = next((str(order[key]) for key in ("reserve", "settle", "refund") if key in order), "")
+    name = asked_of(client, order)
     ident = str(order.get("id"))[:64]
-    if name not in client.envelopes:
+    if not name:
+        name = next((str(order[key]) for key in ORDERS if key in order), "")
         known = ", ".join(sorted(client.envelopes)) or "none"
         return {"refused": f"pipeline {client.pipeline} does not name budget {name!r}. It names: {known}"}
     if name not in terms:
