@@ -9,6 +9,7 @@ from pathlib import Path
 import boto3
 import luigi
 import requests
+
 from standpipe_task.budget import BudgetAdapter, BudgetError, BudgetSpent
 
 DATA = Path("/data")
@@ -148,7 +149,7 @@ class Who(luigi.Task):
 
 
 class Spend(luigi.Task):
-    """Makes calls on a budget, as the file `spend` beside its data says or its parameters, and says what became of them.
+    """Makes calls on a budget, as the file `spend` beside its data or its parameters say, and says what came of them.
 
     A call that its budget's state does not allow is made again a little later, until the file `enough` is there.
     """

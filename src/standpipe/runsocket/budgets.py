@@ -1,14 +1,17 @@
 """Spends budgets for what comes through the doors: a line of JSON for each order, a line for each answer.
 
 One thread reads from all connections. What has come in from any of them meanwhile is one transaction, and is answered
-when that is on disk: the more there are who ask, the more orders each flush of the disk carries.
+when that is on disk: the more there are who ask, the more orders each flush of the disk carries. A settling that is
+lost with the service leaves its reservation open, which counts the same.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +19,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from standpipe.errors import InternalError
 from standpipe_task import spending
 
 ORDERS = ("reserve", "settle", "refund")
 LONGEST_ORDER = 4096  # bytes
+SETTLES_WAIT = 0.02  # seconds
+MOST_WAIT = 1000  # orders
 ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
 
 
@@ -53,7 +59,7 @@ class Teller:
         bell.setblocking(False)
         self._selector.register(bell, selectors.EVENT_READ)
         self._inner_bell = bell
-        Thread(target=self._serve, daemon=True).start()
+        Thread(target=self._serve_or_end, daemon=True).start()
 
     def take_over(self, connection: socket.socket, pipeline: str, run: str, envelopes: dict[str, int | None]) -> None:
         """Serve a connection from now on."""
@@ -99,23 +105,40 @@ class Teller:
         self._arrivals.put(what)
         self._bell.send(b"!")
 
+    def _serve_or_end(self) -> None:
+        """Serve; an error that nobody foresaw ends the whole service, which systemd starts anew."""
+        try:
+            self._serve()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(InternalError.exit_code)
+
     def _serve(self) -> None:
+        waiting: list[tuple[Client, dict[str, Any]]] = []
         while True:
-            orders: list[tuple[Client, dict[str, Any]]] = []
-            for key, events in self._selector.select():
+            ready = self._selector.select(SETTLES_WAIT if waiting else None)
+            for key, events in ready:
                 if key.data is None:
-                    with suppress(BlockingIOError):
-                        self._inner_bell.recv(4096)
-                    while not self._arrivals.empty():
-                        with suppress(Exception):  # of whatever kind: what was not closed now is, an hour later
-                            self._arrivals.get()()
+                    self._answer(waiting)
+                    waiting = []
+                    self._do_what_is_asked()
                 else:
                     if events & selectors.EVENT_WRITE:
                         self._write(key.data)
                     if events & selectors.EVENT_READ:
-                        orders += [(key.data, order) for order in self._read(key.data)]
-            if orders:
-                self._answer(orders)
+                        waiting += [(key.data, order) for order in self._read(key.data)]
+            # Nobody waits for a settling; where the next reservation is not far, one flush of the disk carries both.
+            if not ready or len(waiting) > MOST_WAIT or any("reserve" in order for _, order in waiting):
+                self._answer(waiting)
+                waiting = []
+
+    def _do_what_is_asked(self) -> None:
+        """Do what others asked this thread for."""
+        with suppress(BlockingIOError):
+            self._inner_bell.recv(4096)
+        while not self._arrivals.empty():
+            with suppress(Exception):  # of whatever kind: what was not closed now is, an hour later
+                self._arrivals.get()()
 
     def _read(self, client: Client) -> Iterable[dict[str, Any]]:
         """Return the orders that have come in whole; one that is none ends the connection."""
@@ -139,6 +162,8 @@ class Teller:
 
     def _answer(self, orders: list[tuple[Client, dict[str, Any]]]) -> None:
         """Carry out orders in one transaction, and answer when it is on disk."""
+        if not orders:
+            return
         answers: list[tuple[Client, dict[str, Any] | None]] = []
         try:
             terms = self._declared()
@@ -197,7 +222,7 @@ class Teller:
             self._drop(client)
             return
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.answers else 0)
-        with suppress(KeyError):  # it was dropped meanwhile
+        with suppress(KeyError, ValueError):  # it was dropped meanwhile
             if self._selector.get_key(client.connection).events != wanted:
                 self._selector.modify(client.connection, wanted, client)
 
