@@ -159,10 +159,7 @@ def _paper(draw: random.Random, origin: list[Seed], real: Seed, copy: int, weeks
         title = " ".join(head[: max(2, len(head) // 2)] + tail[len(tail) // 2 :])
         if title in taken:
             title = f"{title} {draw.choice(draw.choice(origin).title.split())}"
-    if copy == 0:
-        authors = real.authors
-    else:
-        authors = draw.choice(origin).authors[:3] + real.authors[1:]
+    authors = real.authors if copy == 0 else draw.choice(origin).authors[:3] + real.authors[1:]
     taken.add(title)
     doi = None if real.doi is None else f"10.5555/{real.created:%Y}.{copy}.{len(taken)}"
     return Paper("", datetime.combine(day, real.created.timetz()), title, authors or real.authors, real.categories, doi)
@@ -188,7 +185,7 @@ def _held(draw: random.Random, paper: Paper, lag: float, origin: list[Seed]) -> 
             doi, known_by = paper.doi.lower(), "journal"
         elif paper.doi is None and title_only < TITLE_ONLY:
             doi, known_by = f"10.5556/{paper.paper_id}", "title"
-        names = [author for author in paper.authors[1:] or paper.authors] if lost < FIRST_AUTHOR_LOST else paper.authors
+        names = (paper.authors[1:] or paper.authors) if lost < FIRST_AUTHOR_LOST else paper.authors
         works.append(
             {
                 "key": own,
@@ -233,7 +230,7 @@ def _namesakes(draw: random.Random, paper: Paper, origin: list[Seed]) -> list[di
 def _as_held(draw: random.Random, title: str, origin: list[Seed]) -> str:
     how, word, other = draw.random(), draw.randrange(1000), draw.choice(origin).title
     if how < TYPESET:
-        title = re.sub(r"\$|\\[a-z]+|[{}^_]", "", title).replace("--", "–").replace(": ", " - ").title()
+        title = re.sub(r"\$|\\[a-z]+|[{}^_]", "", title).replace("--", "\N{EN DASH}").replace(": ", " - ").title()
     elif how < TYPESET + REWORDED:
         head, colon, _ = title.partition(": ")
         title = head if colon and len(head.split()) > 2 else _exchanged(title, word, other)

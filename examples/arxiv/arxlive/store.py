@@ -93,6 +93,45 @@ class Mark(Base):
     read_at: Mapped[float] = mapped_column(Double)
 
 
+class Asked(Base):
+    """When OpenAlex was asked for a paper that it may not have, and when it is asked again.
+
+    `first` is the day of the first question. `doi` is the journal's DOI that was asked for beside
+    arXiv's own. `title_due` is empty as long as the title was not asked for.
+    """
+
+    __tablename__ = "asked"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    first: Mapped[date]
+    doi: Mapped[str | None] = mapped_column(Text)
+    doi_asked: Mapped[date]
+    doi_times: Mapped[int]
+    doi_due: Mapped[date] = mapped_column(index=True)
+    title_times: Mapped[int]
+    title_due: Mapped[date | None] = mapped_column(index=True)
+
+
+class Matched(Base):
+    """The work of OpenAlex that a paper is.
+
+    `way` is `arxiv-doi`, `journal-doi` or `title`, `score` how sure it is (1 is certain). `first` and
+    `found` are the days of the first question and of the answer; the rest is the work's.
+    """
+
+    __tablename__ = "matched"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    work: Mapped[str] = mapped_column(String(32), index=True)
+    way: Mapped[str] = mapped_column(String(16))
+    score: Mapped[float] = mapped_column(Double)
+    doi: Mapped[str | None] = mapped_column(Text)
+    title: Mapped[str | None] = mapped_column(Text)
+    year: Mapped[int | None]
+    first: Mapped[date]
+    found: Mapped[date]
+
+
 def open_store(url: str) -> Engine:
     """Connect to the database at a SQLAlchemy URL, and make its tables where they are missing."""
     database = make_url(url)
@@ -180,3 +219,9 @@ def papers_in_store(engine: Engine) -> int:
     """Count the papers that are not deleted."""
     with Session(engine) as session:
         return session.scalar(select(func.count()).where(Paper.deleted.is_(False))) or 0
+
+
+def matched_on(engine: Engine, day: date) -> list[Matched]:
+    """Return the matches that were found on a day."""
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(select(Matched).where(Matched.found == day)))
