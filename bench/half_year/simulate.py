@@ -43,6 +43,7 @@ RUNS_AT = time(3, 0)  # UTC, Sunday to Thursday: the ancestor's schedule
 RUN_DAYS = {6, 0, 1, 2, 3}
 ANCESTORS_CALLS = 500  # a night
 MONTH = 365.25 / 12  # days
+UNLIMITED = ("--limit-usd", "1000000", "--quiet")
 PRICES = {"list": 0.0001, "search": 0.001}  # dollars
 
 
@@ -63,8 +64,7 @@ def serving(world: model.World, folder: Path) -> Iterator[tuple[str, Path]]:
     clock.write_text(f"{model.BEGIN}T00:00:00+00:00")
     server = EXAMPLE / "openalex_server" / "server.py"
     process = subprocess.Popen(
-        [sys.executable, "-S", "-E", "-B", server, "--works", works, "--port", "0", "--now-from", clock]
-        + ["--limit-usd", "1000000", "--quiet"],
+        [sys.executable, "-S", "-E", "-B", server, "--works", works, "--port", "0", "--now-from", clock, *UNLIMITED],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -150,9 +150,15 @@ class This:
 def _record(paper: model.Paper) -> Record:
     day = paper.arrives.date()
     return Record(
-        paper.paper_id, day, deleted=False, created=day, title=paper.title, authors=[dict(name) for name in paper.authors],
-        categories=paper.categories, doi=paper.doi,
-    )  # fmt: skip
+        paper.paper_id,
+        day,
+        deleted=False,
+        created=day,
+        title=paper.title,
+        authors=[dict(name) for name in paper.authors],
+        categories=paper.categories,
+        doi=paper.doi,
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,7 @@ def compare(lag: float, records: Path, copies: int, weeks: int, most_titles: int
 def table(results: list[dict[str, Any]]) -> str:
     """Return the table for docs/."""
     lines = [
-        "| median lag | policy | calls a month | of these by title | dollars a month | found | wrong | of the ancestor's | "
+        "| median lag | policy | calls a month | by title | dollars a month | found | wrong | of the ancestor's | "
         "days until found, half / nine tenths |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -238,7 +244,8 @@ def main() -> int:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(one, model.LAGS))
     source, origin = model.seeds(options.records)
-    made = f"{len(origin) * options.copies:,} papers on the dates of {len(origin)} real records ({source}), {options.weeks} weeks\n"
+    papers = f"{len(origin) * options.copies:,} papers on the dates of {len(origin)} real records"
+    made = f"{papers} ({source}), {options.weeks} weeks\n"
     sys.stdout.write(made + "\n" + table(results))
     if options.table:
         options.table.write_text(made + "\n" + table(results), encoding="utf-8")

@@ -21,9 +21,11 @@ from arxlive.openalex import MOST_DOIS, Candidate
 from arxlive.store import Asked, Matched, Paper
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Engine, Row
+    from sqlalchemy import ColumnElement, Engine
 
 log = logging.getLogger("luigi-interface.arxlive")
+
+Due = tuple[Paper, Asked | None]  # a paper, and what was asked for it
 
 RECENT = 120  # days back from which papers tell how long OpenAlex takes
 
@@ -90,7 +92,7 @@ def _count(engine: Engine, condition: ColumnElement[bool]) -> int:
         return session.scalar(query) or 0
 
 
-def _due_by_doi(engine: Engine, today: date) -> Iterator[list[Row[tuple[Paper, Asked | None]]]]:
+def _due_by_doi(engine: Engine, today: date) -> Iterator[list[Due]]:
     """Yield papers whose DOIs make one call, the longest due first, until none is due.
 
     The last call goes out anyway, so it is filled with those that would be due next; but not with
@@ -106,28 +108,25 @@ def _due_by_doi(engine: Engine, today: date) -> Iterator[list[Row[tuple[Paper, A
             .limit(MOST_DOIS)
         )
         with Session(engine, expire_on_commit=False) as session:
-            rows = list(session.execute(query))
-        due = [row for row in rows if _is_due(row, today)]
-        if not due:
+            papers: list[Due] = [(paper, asked) for paper, asked in session.execute(query)]
+        if not papers or not _is_due(papers[0], today):
             return
-        others = [row for row in rows if not _is_due(row, today)]
-        batch: list[Row[tuple[Paper, Asked | None]]] = []
+        batch: list[Due] = []
         room = MOST_DOIS
-        for row in due + others:
-            needed = len(_dois([row]))
-            if needed > room:
+        for one in papers:
+            room -= len(_dois([one]))
+            if room < 0:
                 break
-            batch.append(row)
-            room -= needed
+            batch.append(one)
         yield batch
 
 
-def _is_due(row: Row[tuple[Paper, Asked | None]], today: date) -> bool:
-    paper, asked = row
+def _is_due(due: Due, today: date) -> bool:
+    paper, asked = due
     return asked is None or asked.doi_due <= today or (asked.doi or "") != (paper.doi or "")
 
 
-def _dois(batch: Sequence[Row[tuple[Paper, Asked | None]]]) -> list[str]:
+def _dois(batch: Sequence[Due]) -> list[str]:
     dois: dict[str, None] = {}
     for paper, _ in batch:
         # Of a field with several DOIs the first few: one paper must not need more than a call has.
@@ -136,28 +135,22 @@ def _dois(batch: Sequence[Row[tuple[Paper, Asked | None]]]) -> list[str]:
     return list(dois)
 
 
-def _store_dois(
-    engine: Engine, batch: Sequence[Row[tuple[Paper, Asked | None]]], found: dict[str, Candidate], today: date
-) -> int:
+def _store_dois(engine: Engine, batch: Sequence[Due], found: dict[str, Candidate], today: date) -> int:
     number = 0
     with Session(engine) as session, session.begin():
-        for paper, asked in batch:
-            first = asked.first if asked else today
-            session.merge(
-                Asked(
-                    paper_id=paper.paper_id,
-                    first=first,
-                    doi=paper.doi,
-                    doi_asked=today,
-                    doi_times=(asked.doi_times if asked else 0) + 1,
-                    doi_due=asking.next_doi(paper.paper_id, first, today),
-                    title_times=asked.title_times if asked else 0,
-                    title_due=asked.title_due if asked else None,
-                )
-            )
+        ids = [paper.paper_id for paper, asked in batch if asked]
+        kept = {asked.paper_id: asked for asked in session.scalars(select(Asked).where(Asked.paper_id.in_(ids)))}
+        for paper, _ in batch:
+            asked = kept.get(paper.paper_id)
+            if asked is None:
+                asked = Asked(paper_id=paper.paper_id, first=today, doi_times=0, title_times=0)
+                session.add(asked)
+            asked.doi, asked.doi_asked = paper.doi, today
+            asked.doi_times += 1
+            asked.doi_due = asking.next_doi(paper.paper_id, asked.first, today)
             one = rank.by_doi(paper.paper_id, paper.title or "", paper.authors or [], paper.doi, found)
             if one is not None:
-                session.add(_matched(paper.paper_id, one, first, today))
+                session.add(_matched(paper.paper_id, one, asked.first, today))
                 number += 1
     return number
 
@@ -220,6 +213,8 @@ def _titles_from_age(engine: Engine, today: date) -> float:
             for _ in range(number)
         ]
         still = [
-            (today - first).days for first, number in session.execute(waiting.group_by(Asked.first)) for _ in range(number)
+            (today - first).days
+            for first, number in session.execute(waiting.group_by(Asked.first))
+            for _ in range(number)
         ]
     return asking.age_of_titles(ages, still)

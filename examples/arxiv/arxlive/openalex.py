@@ -124,7 +124,9 @@ def _works(session: requests.Session, url: str) -> list[Candidate]:
 
 
 def _candidate(work: dict[str, Any]) -> Candidate:
-    names = ((entry.get("author") or {}).get("display_name") or entry.get("raw_author_name") for entry in work["authorships"])
+    names = (
+        (entry.get("author") or {}).get("display_name") or entry.get("raw_author_name") for entry in work["authorships"]
+    )
     doi = work["doi"]
     return Candidate(
         work["id"].rpartition("/")[2],

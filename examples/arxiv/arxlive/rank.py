@@ -22,7 +22,8 @@ AUTHORS = 0.5  # the least share of authors that two works have in common, of 1
 YEARS = 2  # at most between arXiv's first version and the work
 # Words that make another work of the same title.
 OTHER_WORK = re.compile(
-    r"\d+|[ivx]+|part|comments?|repl(y|ies)|response|errat(um|a)|corrigend(um|a)|correction|addendum|supplement\w*|retract\w*"
+    r"\d+|[ivx]+|part|comments?|repl(y|ies)|response|errat(um|a)|corrigend(um|a)|correction|addendum|supplement\w*"
+    r"|retract\w*|revisited|not?|non|without"
 )
 
 
@@ -62,9 +63,7 @@ def by_doi(
     return None
 
 
-def by_title(
-    title: str, authors: Sequence[dict[str, Any]], year: int, candidates: Iterable[Candidate]
-) -> Match | None:
+def by_title(title: str, authors: Sequence[dict[str, Any]], year: int, candidates: Iterable[Candidate]) -> Match | None:
     """Choose the best of a title's candidates, or none where none is good enough."""
     best: Match | None = None
     for work in candidates:

@@ -221,6 +221,13 @@ def papers_in_store(engine: Engine) -> int:
         return session.scalar(select(func.count()).where(Paper.deleted.is_(False))) or 0
 
 
+def matches_in_store(engine: Engine) -> int:
+    """Count the papers that are not deleted and whose work is known."""
+    query = select(func.count()).select_from(Paper).join(Matched).where(Paper.deleted.is_(False))
+    with Session(engine) as session:
+        return session.scalar(query) or 0
+
+
 def matched_on(engine: Engine, day: date) -> list[Matched]:
     """Return the matches that were found on a day."""
     with Session(engine, expire_on_commit=False) as session:

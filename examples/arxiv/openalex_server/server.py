@@ -147,18 +147,31 @@ class Handler(BaseHTTPRequestHandler):
         per_page = number(query, "per_page", number(query, "per-page", 25))
         page = number(query, "page", 1)
         if not 1 <= per_page <= MOST_PER_PAGE or page < 1:
-            raise Refused(400, "Invalid query parameters error.", f"per_page is at most {MOST_PER_PAGE}, page at least 1")
+            raise Refused(
+                400, "Invalid query parameters error.", f"per_page is at most {MOST_PER_PAGE}, page at least 1"
+            )
         found = self._find(query, now)
         shown = [work.shown() for work in found[(page - 1) * per_page : page * per_page]]
         if fields := [name for name in query.get("select", "").split(",") if name]:
             if unknown := set(fields) - Work("", "", "", [], 0, 0.0).shown().keys():
-                raise Refused(400, "Invalid query parameters error.", f"not to be selected: {', '.join(sorted(unknown))}")
+                raise Refused(
+                    400, "Invalid query parameters error.", f"not to be selected: {', '.join(sorted(unknown))}"
+                )
             shown = [{name: work[name] for name in fields} for work in shown]
         meta = {"count": len(found), "page": page, "per_page": per_page, "cost_usd": float(price)}
         return {"meta": meta, "results": shown, "group_by": []}
 
     def _find(self, query: dict[str, str], now: float) -> list[Work]:
-        if unknown := query.keys() - {"filter", "search", "select", "per_page", "per-page", "page", "api_key", "mailto"}:
+        if unknown := query.keys() - {
+            "filter",
+            "search",
+            "select",
+            "per_page",
+            "per-page",
+            "page",
+            "api_key",
+            "mailto",
+        }:
             raise Refused(400, "Invalid query parameters error.", f"not a parameter: {', '.join(sorted(unknown))}")
         lists = [self.index.title(query["search"], now)] if query.get("search") else []
         for part in filter(None, query.get("filter", "").split(",")):
@@ -174,7 +187,9 @@ class Handler(BaseHTTPRequestHandler):
                     raise Refused(400, "Invalid query parameters error.", message)
                 lists.append(self.index.dois(values, now))
             elif name == "publication_year" and value.isdecimal():
-                lists.append([work for work in self.index.works if work.year == int(value) and work.findable_from <= now])
+                lists.append(
+                    [work for work in self.index.works if work.year == int(value) and work.findable_from <= now]
+                )
             else:
                 raise Refused(400, "Invalid query parameters error.", f"{name} is not a valid field here")
         if not lists:
