@@ -137,8 +137,9 @@ class HarvestDay(ArxivTask):
     def run(self) -> None:
         """Store page after page; the last one together with the mark."""
         name = f"{self.day} {self.set_spec}".strip()
-        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace):
-            store.save(self.engine(), self.day, self.set_spec, page)
+        since = store.progress_of(self.engine(), self.day, self.set_spec, self.base_url)
+        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since):
+            store.save(self.engine(), self.day, self.set_spec, page, self.base_url)
             of = "" if page.size is None else f" of {page.size}"
             log.info("%s: page %d, %d records so far%s", name, page.number, page.so_far, of)
             if page.last:

@@ -16,12 +16,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from catalogue import load, load_recorded, spread
+from catalogue import Item, load, load_recorded, spread
 from protocol import OaiError, Repository, document
 
 
@@ -56,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers /oai; every other path is 404."""
 
     protocol_version = "HTTP/1.1"  # one connection for all requests, as arXiv asks for
+    wbufsize = -1  # an answer leaves in one piece: two would wait for each other on one connection
 
     def __init__(self, repository: Repository, faults: Faults, options: argparse.Namespace, *args: object) -> None:
         """Take what all requests share, and what the server tells of one."""
@@ -170,8 +171,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     loaded = [item for path in options.catalogue for item in load(path)]
     loaded += load_recorded(options.recorded)
+
+    @lru_cache(maxsize=1)
+    def papers(until: date) -> list[Item]:
+        return spread(loaded, options.spread_over_days, until)
+
     repository = Repository(
-        lambda: spread(loaded, options.spread_over_days, options.until or datetime.now(UTC).date()),
+        lambda: papers(options.until or datetime.now(UTC).date()),
         options.page_size,
         options.token_tail,
         options.overstate,
