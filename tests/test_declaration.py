@@ -96,7 +96,10 @@ def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
         ("retries.count", -1, ["retries.count", "-1"]),
         ("retries.delay", "soon", ['"soon"', '"4h"']),
         ("late_after", "soon", ['"soon"', '"4h"']),
-        ("budgets", [{"name": "openalex"}], ["budgets", "not in this release"]),
+        ("budgets", [{"name": "openalex"}], ["'openalex' is not declared", "list `budgets`, which has none"]),
+        ("budgets", [{"name": "openalex", "per_night": 3}], ["per_night", "Did you mean per_run?"]),
+        ("budgets", [{"name": "openalex", "per_run": "many"}], ["per_run", "is no number of units"]),
+        ("budgets", [{"name": "openalex"}, {"name": "openalex"}], ["names one twice"]),
         ("keep_images", 0, ["keep_images"]),
     ],
 )
@@ -153,8 +156,41 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     assert len(told(pipeline, with_key("name", "B")).splitlines()) == 3
 
 
-def test_budgets_are_refused_by_name() -> None:
-    assert "not in this release" in told(MINIMAL, budgets=[{"name": "openalex"}])
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({}, ["budget 'openalex'", "limit: is missing"]),
+        ({"limit": -1}, ["limit", "is no number of units"]),
+        ({"limit": "0.0000000001"}, ["limit", "nine decimals"]),
+        ({"limit": 5, "period": "year"}, ["period", "'day', 'week', 'month'"]),
+        ({"limit": 5, "timezone": "Europe/Londn"}, ["Did you mean Europe/London"]),
+        ({"limit": 5, "pace": "fast"}, ["pace", '"10/s"']),
+        ({"limit": 5, "prices": {"list": "cheap"}}, ["prices.list", "is no number of units"]),
+        ({"limit": 5, "prises": {}}, ["prises", "Did you mean prices?"]),
+    ],
+)
+def test_a_wrong_budget_is_told_with_its_value_and_a_remedy(wrong: dict[str, Any], expected: list[str]) -> None:
+    message = told(MINIMAL, budgets=[{"name": "openalex"} | wrong])
+    assert [part for part in expected if part not in message] == []
+
+
+def test_two_declarations_of_a_budget_that_disagree_are_refused() -> None:
+    two = [{"name": "openalex", "limit": 5}, {"name": "openalex", "limit": 6}]
+    assert "budget 'openalex': name: is declared 2 times" in told(MINIMAL, budgets=two)
+
+
+def test_a_run_may_not_spend_more_than_there_is() -> None:
+    pipeline = MINIMAL | {"budgets": [{"name": "openalex", "per_run": "5.5"}]}
+    assert "more than its limit, 5" in told(pipeline, budgets=[{"name": "openalex", "limit": 5}])
+
+
+def test_budgets_are_filled_with_defaults_and_keep_their_decimals() -> None:
+    openalex = {"name": "openalex", "limit": 1.0, "unit": "USD", "period": "day", "prices": {"list": 0.0001}}
+    pipeline = MINIMAL | {"budgets": [{"name": "openalex", "per_run": 0.5}]}
+    declared = validate.validate({"pipelines": [pipeline], "budgets": [openalex]}).model_dump(mode="json")
+    assert declared["budgets"][0]["limit"] == "1"
+    assert declared["budgets"][0]["prices"] == {"list": "0.0001"}
+    assert declared["pipelines"][0]["budgets"] == [{"name": "openalex", "per_run": "0.5", "if_short": "skip"}]
 
 
 def test_an_absent_pipeline_needs_only_its_name() -> None:

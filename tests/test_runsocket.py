@@ -253,6 +253,7 @@ def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_re
 
 def test_the_relay_waits_for_a_service_that_is_being_restarted(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("any")
+    (tmp_path / "vended").touch()
     address = relay.variables(tmp_path)["AWS_CONTAINER_CREDENTIALS_FULL_URI"]
     asked = http.client.HTTPConnection(address.split("/")[2], timeout=10)
     asked.request("GET", "/credentials")

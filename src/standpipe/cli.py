@@ -160,6 +160,21 @@ def parser() -> argparse.ArgumentParser:
     )
     collect.set_defaults(call=call_collect)
 
+    budget = commands.add_parser(
+        "budget", help="what of the budgets is spent, what is left, and on which day they run dry"
+    )
+    budget.add_argument("name", nargs="?", help="one budget, by pipeline and by day")
+    budget.add_argument("--json", action="store_true")
+    budget.add_argument("--svg", metavar="FILE", help="draw the burn-down of NAME there")
+    correct = budget.add_mutually_exclusive_group()
+    correct.add_argument(
+        "--elsewhere", metavar="UNITS", help="note how much of NAME's present period was spent without these books"
+    )
+    correct.add_argument(
+        "--clock-is-right", action="store_true", help="spend again, after a clock that was ahead was set right"
+    )
+    budget.set_defaults(call=call_budget)
+
     releases = commands.add_parser("releases", help="what was in service of a pipeline, and can be again")
     releases.add_argument("name", nargs="?")
     releases.add_argument("--keep", action="store_true", help="keep what is in service now (site.yml does)")
@@ -359,7 +374,7 @@ def pass_on(ledger: Ledger, ping: bool = False) -> None:
 
     steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
     if ping:
-        steps.append(lambda: notify.ping(note))
+        steps += [lambda: notify.ping(note), lambda: notify.warn_of_budgets(note)]
     if paths.CERTIFICATE.exists():  # there is a collector
         steps.append(await_receipts)
     for step in steps:
@@ -718,6 +733,45 @@ def call_collect(arguments: argparse.Namespace) -> int:
         None if arguments.compress_after is None else timedelta(days=arguments.compress_after),
     )
     return 0
+
+
+def call_budget(arguments: argparse.Namespace) -> int:
+    """Show budgets, or correct what the books of one say."""
+    from pathlib import Path
+
+    from standpipe import budgets
+    from standpipe.budgets import report
+    from standpipe_task import spending
+
+    require_root()
+    if (arguments.svg or arguments.elsewhere) and not arguments.name:
+        raise UsageError("--svg and --elsewhere are of one budget: name it")
+    terms = [budgets.named(arguments.name)] if arguments.name else list(budgets.terms().values())
+    with budgets.books() as database:
+        if arguments.elsewhere or arguments.clock_is_right:
+            with spending.books(database) as opened:
+                if arguments.clock_is_right:
+                    opened.trust_clock()
+                else:
+                    opened.set_elsewhere(terms[0], units(arguments.elsewhere))
+        outlooks = [report.outlook(database, each) for each in terms]
+    if arguments.svg:
+        report.write_svg(outlooks[0], Path(arguments.svg))
+    if arguments.json:
+        print(report.render_json(outlooks))
+    else:
+        print(report.detail(outlooks[0]) if arguments.name else report.overview(outlooks))
+    return 0
+
+
+def units(text: str) -> int:
+    """Read a number of units of the command line, as billionths."""
+    from standpipe_task import spending
+
+    try:
+        return spending.parts(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def call_releases(arguments: argparse.Namespace) -> int:

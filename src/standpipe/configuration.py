@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from standpipe import paths
 from standpipe.errors import ConfigurationError, UsageError
-from standpipe.pipeline import Pipeline, problems
+from standpipe.pipeline import Budget, Pipeline, problems
 
 REMEDY = "run site.yml on this host, which writes it anew"
 
@@ -60,6 +60,17 @@ def load(name: str) -> Pipeline:
     except ValidationError as error:
         told = "; ".join(problems(error, {}))
         raise ConfigurationError(f"{path} is damaged: {REMEDY} ({told})") from None
+
+
+def budgets() -> list[Budget]:
+    """Return the budgets that this host knows. Raises ConfigurationError where their file is damaged."""
+    if not paths.BUDGETS.exists():
+        return []
+    try:
+        return [Budget.model_validate(declared) for declared in read(paths.BUDGETS) or []]
+    except ValidationError as error:
+        told = "; ".join(problems(error, {}))
+        raise ConfigurationError(f"{paths.BUDGETS} is damaged: {REMEDY} ({told})") from None
 
 
 def settings() -> Settings:

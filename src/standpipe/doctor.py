@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from standpipe import configuration, paths
+from standpipe import budgets, configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, clock_went_back
 from standpipe.logs.receipts import Receipts, is_overdue
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
+from standpipe_task import spending
 
 RENEW_WITHIN = 14 * 86400  # seconds before a certificate's end from which on no converge has renewed it in time
 ENOUGH_DISK = 2_000_000_000  # bytes that a run and its log may need
@@ -42,6 +43,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     yield from look_at_metadata()
     yield from look_at_certificate()
     yield from look_at_receipts()
+    yield from look_at_budgets()
     for name in configuration.names():
         yield from look_at_pipeline(engine, name)
     yield from look_at_unfinished()
@@ -137,6 +139,27 @@ def look_at_receipts() -> Iterator[Finding]:
         seen = f"the log of {run.pipeline} run {run.id} is not confirmed since {run.awaits_receipt_since:%F %H:%M} UTC"
         remedy = "standpipe reconcile; then journalctl -t standpipe, and -u standpipe-collect on the collector"
         yield Finding("receipts", seen, remedy if late else None, 69)
+
+
+def look_at_budgets() -> Iterator[Finding]:
+    """See whether the books can be read, and who declares a budget otherwise; tell what is left."""
+    try:
+        terms = budgets.terms()
+        if not terms:
+            return
+        with budgets.books() as database:
+            for name, each in terms.items():
+                state = spending.state(database, each, "9999")
+                used = state.spent + state.crashed + state.elsewhere
+                seen = f"{spending.units(state.left)} of {spending.units(each.limit)} {each.units} left"
+                if otherwise := database.disagreement(each):
+                    yield Finding(f"budget {name}", otherwise, "run site.yml on both")
+                elif used > each.limit:
+                    yield Finding(f"budget {name}", f"{seen}: its limit was lowered", f"standpipe budget {name}", 76)
+                else:
+                    yield Finding(f"budget {name}", seen)
+    except StandpipeError as error:
+        yield Finding("budgets", "cannot be read", str(error), error.exit_code)
 
 
 def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:

@@ -60,6 +60,18 @@ class AlreadyRunning(StandpipeError):
     exit_code = ALREADY_RUNNING
 
 
+class BudgetShort(StandpipeError):
+    """What is left of a budget is less than a run is expected to spend."""
+
+    exit_code = 76
+
+
+class BudgetsUnavailable(StandpipeError):
+    """The books of the budgets cannot be read or kept."""
+
+    exit_code = 73
+
+
 class ConfigurationError(StandpipeError):
     """What was declared is wrong."""
 

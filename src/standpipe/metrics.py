@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from standpipe import paths
+from standpipe import budgets, paths
+from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, instant
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 def write(ledger: Ledger) -> None:
@@ -38,4 +44,35 @@ def write(ledger: Ledger) -> None:
             success.labels(known.name).set(instant(last.ended_at).timestamp())
         if (ended := ledger.newest(known.name)) and ended.started_at and ended.ended_at:
             took.labels(known.name).set((instant(ended.ended_at) - instant(ended.started_at)).total_seconds())
+    budgets_to(registry)
     write_to_textfile(str(paths.METRICS / "standpipe.prom"), registry)
+
+
+def budgets_to(registry: CollectorRegistry) -> None:
+    """Add what is spent of the budgets, in their units; where the books cannot be read, only that is missing."""
+    terms = budgets.terms()
+    if not terms:
+        return
+    from prometheus_client import Gauge
+
+    from standpipe.budgets import report
+    from standpipe_task.spending import SCALE
+
+    def gauge(name: str, help_: str) -> Gauge:
+        return Gauge(f"standpipe_budget_{name}", help_, ["budget"], registry=registry)
+
+    limit = gauge("limit", "Units that may be spent in the present period.")
+    spent = gauge("spent", "Units that were spent in the present period, crashed calls and those elsewhere included.")
+    reserved = gauge("reserved", "Units that are reserved for calls under way.")
+    left = gauge("left", "Units that are left of the present period.")
+    at_end = gauge("forecast", "Units that will have been spent at the end of the present period, as is expected.")
+    ends = gauge("period_end_timestamp_seconds", "When the present period ends, in seconds since 1970 (UTC).")
+    with suppress(StandpipeError), budgets.books() as database:
+        for name, each in terms.items():
+            look = report.outlook(database, each)
+            limit.labels(name).set(each.limit / SCALE)
+            spent.labels(name).set((look.state.spent + look.state.crashed + look.state.elsewhere) / SCALE)
+            reserved.labels(name).set(look.state.reserved / SCALE)
+            left.labels(name).set(look.state.left / SCALE)
+            at_end.labels(name).set(look.forecast.at_end / SCALE)
+            ends.labels(name).set(look.state.ends)

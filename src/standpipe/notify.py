@@ -18,12 +18,14 @@ from itertools import groupby
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from standpipe import paths, report
+from standpipe import budgets, paths, report
+from standpipe.budgets import report as budget_report
 from standpipe.configuration import all_credentials, credentials
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger, Run, instant
 from standpipe.logs import spool
 from standpipe.scan.secrets import Detector
+from standpipe_task import spending
 
 TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
 PING_TIMEOUT = 10  # seconds
@@ -162,6 +164,28 @@ def without_secrets(line: str, known: set[str], detector: Detector) -> str:
     for pattern in SECRETS:
         line = pattern.sub("***", line)
     return detector.masked(line)
+
+
+def warn_of_budgets(say: Callable[[str], None]) -> None:
+    """Send word, once a period, of each budget that is going to run dry before its period ends, or may well."""
+    terms = budgets.terms()
+    chosen = settings()
+    if not terms or not chosen.urls:
+        return
+    with budgets.books() as database:
+        for name, each in terms.items():
+            look = budget_report.outlook(database, each)
+            if look.forecast.may_run_dry is None:
+                continue
+            with spending.books(database) as opened:
+                if not opened.warn(each, True):
+                    continue  # they know
+            title = f"budget {name} on {socket.gethostname()}: runs dry: {budget_report.when_dry(look.forecast)}"
+            taken = [send(url, title, budget_report.detail(look)) for url in chosen.urls]
+            if not all(taken):
+                with spending.books(database) as opened:
+                    opened.warn(each, False)
+                say(f"budget {name}: a warning could not be sent; it is tried again")
 
 
 def ping(say: Callable[[str], None]) -> None:

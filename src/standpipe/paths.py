@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(os.environ.get("STANDPIPE_ROOT", "/"))
 
 PIPELINES = ROOT / "etc/standpipe/pipelines"
+BUDGETS = ROOT / "etc/standpipe/budgets.yml"
+BUDGETS_DATABASE = ROOT / "etc/standpipe/budgets-database"
 CREDENTIALS = ROOT / "etc/standpipe/credentials"
 SETTINGS = ROOT / "etc/standpipe/settings.yml"
 NOTIFY = ROOT / "etc/standpipe/notify.yml"
@@ -21,6 +23,7 @@ SUDOERS = ROOT / "etc/sudoers.d"
 CONTEXTS = ROOT / "opt/standpipe"
 STATE = ROOT / "var/lib/standpipe"
 LEDGER = STATE / "ledger.sqlite3"
+BUDGET_LEDGER = STATE / "budgets.sqlite3"
 LOCKS = STATE / "lock"
 RUNNERS = STATE / "runners"
 CONFIRMING = STATE / "confirming"

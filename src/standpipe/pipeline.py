@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from standpipe import cron
+from standpipe_task import spending
 
 # The minor versions that the official Python images serve.
 PYTHON_VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -155,6 +156,24 @@ Name = Annotated[
 Text = Annotated[str, BeforeValidator(as_text)]
 
 
+def check_units(text: str) -> str:
+    """Check a number of units; return it without an exponent."""
+    return str(spending.units(spending.parts(text)))
+
+
+def check_pace(text: str) -> str:
+    """Check a pace."""
+    spending.seconds_between(text)
+    return text
+
+
+Units = Annotated[
+    Text,
+    AfterValidator(check_units),
+    WithJsonSchema({"type": ["string", "number"], "description": "such as 10000 or 0.0001"}),
+]
+
+
 class Part(BaseModel):
     """A part of a declaration: no key that is not known, no change after it was read."""
 
@@ -248,6 +267,47 @@ class Credentials(Part):
         return self
 
 
+class BudgetUse(Part):
+    """A budget that a pipeline spends."""
+
+    name: Name = Field(description="of a budget that `budgets` declares")
+    per_run: Units | None = Field(None, description="the most that one run may spend of it, in its units; null: all")
+    if_short: Literal["skip", "start"] = Field(
+        "skip",
+        description="what becomes of a run that will not find enough left: `skip`, or `start` it and let it stop early",
+    )
+
+
+class Budget(Part):
+    """How much of an API may be spent in a calendar period."""
+
+    name: Name = Field(description="2 to 22 of a-z, 0-9 and -, beginning with a letter")
+    limit: Units = Field(description="how many units may be spent in a period")
+    unit: Annotated[str, matching(r"[A-Za-z]{1,16}", "is no unit. Write for example call or USD")] = Field(
+        "call", description="what is counted"
+    )
+    period: Literal["day", "week", "month"] = Field("month", description="which calendar period; weeks begin on Monday")
+    timezone: Annotated[str, AfterValidator(check_timezone)] = Field(
+        "UTC", description="the provider's zone, at whose midnight a period ends"
+    )
+    pace: Annotated[str, AfterValidator(check_pace)] | None = Field(
+        None, description='the most calls in a time, over all who share it: "10/s", "1/3s", "100/m"'
+    )
+    prices: dict[Annotated[str, matching(r"[\w.-]{1,64}", "is no kind of call")], Units] = Field(
+        default_factory=dict, description="units for each kind of call; without any, a call is one unit"
+    )
+    remaining_header: Annotated[str, matching(r"[A-Za-z0-9-]{1,64}", "is no name of a header")] | None = Field(
+        None,
+        description="the provider's header that says how many units are left of this very period; it may lower what is "
+        "left here, never raise it",
+    )
+
+    @property
+    def terms(self) -> spending.Terms:
+        """Return it as the books take it."""
+        return spending.Terms.of(self.model_dump(mode="json"))
+
+
 class Resources(Part):
     """What a container may use."""
 
@@ -281,6 +341,7 @@ class Pipeline(Part):
     )
     engine: Literal["compose"] = Field("compose", description="where runs execute")
     credentials: Credentials = Credentials()
+    budgets: list[BudgetUse] = Field(default_factory=list, description="the budgets that it spends")
     resources: Resources = Resources()
     keep_images: int = Field(3, ge=1, description="how many images of it a host keeps")
 
@@ -291,7 +352,15 @@ class Pipeline(Part):
             for key in ("source", "task"):
                 if getattr(self, key) is None:
                     raise ValueError(f"{key}: is missing. {MISSING[key]}")
+        named = [use.name for use in self.budgets]
+        if len(set(named)) < len(named):
+            raise ValueError("budgets: names one twice. Leave out all but one")
         return self
+
+    @property
+    def needs_socket(self) -> bool:
+        """Say whether its containers are to have a run socket."""
+        return self.credentials.mode == "vended" or bool(self.budgets)
 
 
 MISSING = {
@@ -304,13 +373,7 @@ class Declaration(Part):
     """All that is declared for a host."""
 
     pipelines: list[Pipeline]
-    budgets: list[Any] = Field(default_factory=list, max_length=0)
-
-
-# Keys of later releases: refused by name, so that nobody believes that they act.
-LATER = {
-    "budgets": "pipeline",
-}
+    budgets: list[Budget] = Field(default_factory=list)
 
 
 # Parts whose value may be, or hold, a secret, and what is said in its place.
@@ -325,10 +388,11 @@ def problems(error: ValidationError, document: dict[str, Any]) -> list[str]:
 def _problem(finding: Any, document: dict[str, Any]) -> str:
     where = list(finding["loc"])
     owner = "the declaration"
-    if where[:1] == ["pipelines"] and len(where) > 1 and isinstance(where[1], int):
-        pipeline = document["pipelines"][where[1]]
-        name = pipeline.get("name") if isinstance(pipeline, dict) else None
-        owner = f"pipeline {name!r}" if isinstance(name, str) else f"pipeline number {where[1] + 1}"
+    if where[:1] in (["pipelines"], ["budgets"]) and len(where) > 1 and isinstance(where[1], int):
+        item = document[where[0]][where[1]]
+        name = item.get("name") if isinstance(item, dict) else None
+        kind = where[0].removesuffix("s")
+        owner = f"{kind} {name!r}" if isinstance(name, str) else f"{kind} number {where[1] + 1}"
         where = where[2:]
     key = ".".join(str(part) for part in where)
     return f"{owner}: {key}: {_told(finding, where)}" if key else f"{owner}: {_told(finding, where)}"
@@ -342,30 +406,29 @@ def _told(finding: Any, where: list[Any]) -> str:
         message = str(finding["ctx"]["error"])
         return f"{shown} {message}" if where else message
     if kind == "extra_forbidden":
-        if where[-1] in LATER:
-            return "is not in this release. Leave it out"
-        near = difflib.get_close_matches(str(where[-1]), known_keys(where[:-1]), n=1)
+        near = difflib.get_close_matches(str(where[-1]), known_keys(where[:-1], finding["loc"][0]), n=1)
         return f"is no key that Standpipe knows. {f'Did you mean {near[0]}?' if near else 'Leave it out'}"
     if kind == "missing":
         return "is missing. Give it a value"
     if kind == "literal_error":
         return f"{shown} is not possible. Choose of {finding['ctx']['expected'].replace(' or ', ', ')}"
-    if kind == "too_long":
-        return "budgets are not in this release. Leave them out"
     return f"{shown} is wrong: {finding['msg'][0].lower()}{finding['msg'][1:]}"
 
 
-def known_keys(where: list[Any]) -> list[str]:
-    """Name the keys that a part of a pipeline has, by the path of that part."""
+def known_keys(where: list[Any], top: object = "pipelines") -> list[str]:
+    """Name the keys that a part of a pipeline has, by the path of that part; or of what else is declared at the top."""
     parts: dict[str, type[Part]] = {
         "source": Source,
         "task": Task,
         "schedule": Schedule,
         "retries": Retries,
         "credentials": Credentials,
+        "budgets": BudgetUse,
         "resources": Resources,
     }
-    return list((parts.get(str(where[-1]), Pipeline) if where else Pipeline).model_fields)
+    named = [part for part in where if not isinstance(part, int)]
+    whole = Budget if top == "budgets" else Pipeline
+    return list((parts.get(str(named[-1]), whole) if named else whole).model_fields)
 
 
 def luigi_arguments(pipeline: Pipeline, day: date) -> list[str]:

@@ -28,6 +28,7 @@ from standpipe.errors import (
     STOPPED,
     TIMED_OUT,
     AlreadyRunning,
+    BudgetShort,
     ConfigurationError,
     EngineUnavailable,
     InternalError,
@@ -58,7 +59,8 @@ def run(
     """Run a pipeline once; return the settled run, or None where no slot is due.
 
     `day` is the date of a run by hand; a scheduled run has its slot's own. Raises AlreadyRunning
-    where another run holds the pipeline, CannotStart where the engine cannot start it,
+    where another run holds the pipeline, BudgetShort where too little is left of a budget, CannotStart where the engine
+    cannot start it,
     ConfigurationError where its file is damaged; each is on record by then. Raises EngineUnavailable
     where the engine went away for long: the run is then settled by `reconcile`, when it is back.
     """
@@ -255,8 +257,8 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
         note_holder(name, run_id)
         door = runsocket.open_for(pipeline, run_id)
         start_exclusively(ledger, engine, run_id, pipeline, day, life, door)
-    except (AlreadyRunning, CannotStart) as error:
-        outcome, reason = ("failed", error.reason) if isinstance(error, CannotStart) else ("skipped", "held")
+    except (AlreadyRunning, BudgetShort, CannotStart) as error:
+        outcome, reason = not_started(error)
         note_holder(name, "")
         conclude(ledger, run_id, name, outcome, reason=reason, exit_code=error.exit_code, detail=str(error))
         raise
@@ -267,6 +269,13 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
         raise EngineUnavailable(f"the container of {name} was removed as soon as it had started")
     ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
     return container
+
+
+def not_started(error: AlreadyRunning | BudgetShort | CannotStart) -> tuple[str, str]:
+    """Return outcome and reason of a run that was not started."""
+    if isinstance(error, CannotStart):
+        return "failed", error.reason
+    return "skipped", "budget" if isinstance(error, BudgetShort) else "held"
 
 
 def start_exclusively(

@@ -9,13 +9,21 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from standpipe.pipeline import Declaration, Pipeline
+from standpipe.pipeline import Budget, Declaration, Pipeline
 
 TITLE = """\
 # The keys of a pipeline
 
 Made by `make docs` from `src/standpipe/pipeline.py`, which alone knows them. `pipelines` is a list in `group_vars`;
 only the bold keys have no default. [pipelines.schema.json](pipelines.schema.json) serves editors.
+
+| key | default | what it is |
+|---|---|---|"""
+
+BUDGETS = """
+# The keys of a budget
+
+`budgets` is a list beside `pipelines`; a pipeline names those that it spends.
 
 | key | default | what it is |
 |---|---|---|"""
@@ -28,6 +36,9 @@ def main(argument: str) -> None:
     else:
         print(TITLE)
         for row in rows(Pipeline, ""):
+            print(row)
+        print(BUDGETS)
+        for row in rows(Budget, ""):
             print(row)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any, TextIO
 
 import yaml
@@ -36,7 +37,8 @@ def validate(document: dict[str, Any], have_credentials: list[str] | None = None
         declaration = Declaration.model_validate(document)
     except ValidationError as error:
         found += problems(error, document)
-    found += repeated_names(document)
+    found += repeated_names(document, "pipelines") + repeated_names(document, "budgets")
+    found += wrong_budgets(declaration) if declaration else []
     if declaration and have_credentials is not None:
         found += [
             f"pipeline '{pipeline.name}': credentials.mode: \"file\" has no keys. "
@@ -53,14 +55,30 @@ def validate(document: dict[str, Any], have_credentials: list[str] | None = None
     return declaration
 
 
-def repeated_names(document: dict[str, Any]) -> list[str]:
-    """Find pipelines of one name."""
-    listed = document.get("pipelines")
+def repeated_names(document: dict[str, Any], key: str) -> list[str]:
+    """Find pipelines, or budgets, of one name."""
+    listed = document.get(key)
     names = [item.get("name") for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
     twice = {name for name in names if isinstance(name, str) and names.count(name) > 1}
     return [
-        f"pipeline '{name}': name: is declared {names.count(name)} times. Rename all but one" for name in sorted(twice)
+        f"{key.removesuffix('s')} '{name}': name: is declared {names.count(name)} times. Rename all but one"
+        for name in sorted(twice)
     ]
+
+
+def wrong_budgets(declaration: Declaration) -> list[str]:
+    """Find budgets that pipelines name and nobody declares, and runs that may spend more than there is."""
+    limits = {budget.name: Decimal(budget.limit) for budget in declaration.budgets}
+    found = []
+    for pipeline in declaration.pipelines:
+        for use in pipeline.budgets:
+            where = f"pipeline '{pipeline.name}': budgets: {use.name!r}"
+            if use.name not in limits:
+                known = ", ".join(sorted(limits)) or "none"
+                found.append(f"{where} is not declared. Add it to the list `budgets`, which has {known}")
+            elif use.per_run is not None and Decimal(use.per_run) > limits[use.name]:
+                found.append(f"{where} has {use.per_run} per_run, which is more than its limit, {limits[use.name]}")
+    return found
 
 
 def resolve(declaration: Declaration, secrets: dict[str, BuildSecrets] | None = None) -> Declaration:

@@ -74,18 +74,17 @@ def pass_on(one: socket.socket, other: socket.socket) -> None:
 
 
 def variables(door: Path = DOOR) -> dict[str, str]:
-    """Start the relay where the run has a socket; return what tells AWS's SDKs of it.
+    """Start the relay where the run's socket vends credentials; return what tells AWS's SDKs of it.
 
     Source: https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html
     """
-    token = door / "token"
     try:
-        token.stat()
+        (door / "vended").stat()
     except OSError:
-        return {}  # no directory is mounted there
+        return {}  # no directory is mounted there, or it is for budgets alone
     relay = Relay(door)
     threading.Thread(target=relay.serve_forever, daemon=True).start()
     return {
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{relay.server_address[1]}/credentials",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(token),
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(door / "token"),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from standpipe import paths
 from standpipe.engines import CannotStart
-from standpipe.errors import EngineUnavailable
+from standpipe.errors import BudgetShort, EngineUnavailable
 from standpipe.pipeline import Pipeline
 
 ANSWER_WITHIN = 10  # seconds
@@ -21,18 +21,21 @@ ANSWER_WITHIN = 10  # seconds
 def open_for(pipeline: Pipeline, run: str) -> Path | None:
     """Have a run's socket opened; return the directory to mount, or None where the pipeline has no use for it.
 
-    Raises CannotStart where the service does not open it.
+    Raises CannotStart where the service does not open it, BudgetShort where what is left of a budget is less than the
+    run is expected to spend.
     """
-    if pipeline.credentials.mode != "vended":
+    if not pipeline.needs_socket:
         return None
     try:
-        ask({"open": run, "pipeline": pipeline.name})
+        answer = ask({"open": run, "pipeline": pipeline.name})
     except (OSError, ValueError) as error:
         message = (
-            f"{pipeline.name} gets its credentials from standpiped, which opens no socket for it ({error}): "
+            f"{pipeline.name} gets credentials and budgets from standpiped, which opens no socket for it ({error}): "
             "systemctl status standpiped"
         )
         raise CannotStart("engine", message, EngineUnavailable.exit_code) from None
+    if short := answer.get("short"):
+        raise BudgetShort(f"{pipeline.name} is not started: {short}")
     return paths.RUN_SOCKETS / run
 
 
@@ -43,13 +46,14 @@ def close(run: str) -> None:
             ask({"close": run})
 
 
-def ask(request: dict[str, str]) -> None:
-    """Ask the service for something; return when it is done. Raises OSError or ValueError where it is not."""
+def ask(request: dict[str, str]) -> dict[str, str]:
+    """Ask the service for something; return its answer. Raises OSError or ValueError where it is not done."""
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(ANSWER_WITHIN)
         door.connect(str(paths.CONTROL))
         door.sendall(json.dumps(request).encode() + b"\n")
         with door.makefile("rb") as answers:
-            answer = json.loads(answers.readline() or b'{"error": "it ended before it answered"}')
+            answer = dict(json.loads(answers.readline() or b'{"error": "it ended before it answered"}'))
     if answer.get("error"):
         raise ValueError(answer["error"])
+    return answer

@@ -2,8 +2,8 @@
 
 Who asks is known by the socket: it lies in a directory that is mounted into the run's container alone. That the
 asking process is in that container is looked up all the same (its control group names it), and it shows a token that
-lies beside the socket. A pipeline has a socket, too, for its containers that are started by hand: they get no
-credentials, which the journal tells.
+lies beside the socket. A pipeline has a socket, too, for its containers that are started by hand: they spend its
+budgets, and get no credentials, which the journal tells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -26,15 +26,21 @@ from socketserver import StreamRequestHandler, ThreadingMixIn, UnixStreamServer
 from threading import BoundedSemaphore, Lock, Thread
 from typing import Any
 
-from standpipe import configuration, paths
+from standpipe import budgets, configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import CredentialsRefused, StandpipeError
 from standpipe.ledger import Ledger
+from standpipe.pipeline import Pipeline
+from standpipe.runsocket.budgets import Teller
 from standpipe.runsocket.credentials import Vendor, session_name
+from standpipe_task import spending
 
+PROTOCOL = "standpipe-budgets"
+SWEEP_EVERY = 300  # seconds between two looks at reservations that nobody closed
 LOOK_EVERY = 2  # seconds between two looks at which runs have ended
 CONNECTIONS = 256  # at a time, through one socket
 IDLE = 60  # seconds for which a connection may say nothing
+VENDED = "vended"  # a file that says so to the container: only then are AWS's SDKs to ask here
 RUN_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -55,14 +61,16 @@ class Door(ThreadingMixIn, UnixStreamServer):
     block_on_close = False
     request_queue_size = CONNECTIONS
 
-    def __init__(self, directory: Path, pipeline: str, run: str | None, engine: Engine) -> None:
+    def __init__(self, directory: Path, pipeline: Pipeline, run: str | None, engine: Engine, teller: Teller) -> None:
         """Open it; a directory that is there already keeps its token, since a container may have it mounted."""
-        self.directory, self.pipeline, self.run, self.engine = directory, pipeline, run, engine
+        self.directory, self.pipeline, self.run = directory, pipeline.name, run
+        self.engine, self.teller = engine, teller
         self.container: str | None = None  # the id of the run's container, once that was seen
         self.closed = False
         self._vendor: Vendor | None = None
         self._free = BoundedSemaphore(CONNECTIONS)
         self._open: set[socket.socket] = set()
+        self._handed_over: set[socket.socket] = set()
         self._lock = Lock()
         directory.mkdir(mode=0o755, exist_ok=True)
         directory.chmod(0o755)  # the directory above it is root's alone; the container's user must pass this one
@@ -73,6 +81,8 @@ class Door(ThreadingMixIn, UnixStreamServer):
             unfinished.chmod(0o444)
             unfinished.rename(token)
         self.token = token.read_text()
+        if pipeline.credentials.mode == "vended":
+            (directory / VENDED).touch()
         (directory / "socket").unlink(missing_ok=True)
         super().__init__(str(directory / "socket"), Answers)
         (directory / "socket").chmod(0o666)
@@ -102,6 +112,14 @@ class Door(ThreadingMixIn, UnixStreamServer):
                 self._open.discard(request)
             self._free.release()
 
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection, unless it is served elsewhere now."""
+        with self._lock:
+            elsewhere = request in self._handed_over
+            self._handed_over.discard(request)
+        if not elsewhere:
+            super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Tell of an error that nobody foresaw; a connection that broke is none."""
         error = sys.exc_info()[1]
@@ -126,26 +144,52 @@ class Door(ThreadingMixIn, UnixStreamServer):
         if self.run is None:
             raise Refused(403, "a container that was started by hand gets no credentials: standpipe run gives them")
         self.require_own(asking)
-        if not hmac.compare_digest(token.encode(), self.token.encode()):
-            raise Refused(401, "the token is not this run's")
+        self.require_token(token)
         pipeline = configuration.load(self.pipeline)
         if pipeline.credentials.role_arn is None:
-            raise Refused(403, "the pipeline is not declared with vended credentials any more")
+            raise Refused(403, "the pipeline is not declared with vended credentials")
         if self._vendor is None:
             self._vendor = Vendor(pipeline.credentials.role_arn, session_name(self.pipeline, self.run))
         return self._vendor.vend().as_answer()
+
+    def require_token(self, token: str) -> None:
+        """Raise Refused where a token is not the one that lies beside the socket."""
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
+            raise Refused(401, "the token is not this run's" if self.run else "the token is not this pipeline's")
+
+    def spender(self, asking: int, token: str) -> tuple[str, dict[str, int | None]]:
+        """Return for which run the process `asking` spends, and which budgets, with its envelopes. Raises Refused."""
+        if self.closed:
+            raise Refused(410, "the run has ended")
+        if self.run is not None:
+            self.require_own(asking)
+        self.require_token(token)
+        uses = configuration.load(self.pipeline).budgets
+        container = next(iter(CONTAINER_ID.findall(groups_of(asking))), "")[:12]
+        by_hand = f"by hand {container}".strip()  # an envelope of its own for each such container
+        return self.run or by_hand, {use.name: spending.parts(use.per_run) if use.per_run else None for use in uses}
+
+    def hand_over(self, connection: socket.socket, spender: tuple[str, dict[str, int | None]]) -> None:
+        """Have a connection served by the teller from now on."""
+        with self._lock:
+            self._handed_over.add(connection)
+        self.teller.take_over(connection, self.pipeline, *spender)
 
     def require_own(self, asking: int) -> None:
         """Raise Refused where a process is not in the run's container."""
         if self.container is None:
             found = self.engine.find(self.pipeline, self.run or "")
             self.container = found.id if found else None
-        try:
-            groups = Path(f"/proc/{asking}/cgroup").read_text()
-        except OSError:
-            groups = ""
-        if self.container is None or self.container not in CONTAINER_ID.findall(groups):
+        if self.container is None or self.container not in CONTAINER_ID.findall(groups_of(asking)):
             raise Refused(403, f"the process that asks ({asking}) is not in the run's container")
+
+
+def groups_of(process: int) -> str:
+    """Return the control groups of a process, which name its container; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{process}/cgroup").read_text()
+    except OSError:
+        return ""
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -157,11 +201,20 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer; a refusal is told in the journal, too."""
-        if self.path != "/credentials":
-            self.refuse(404, "there is only /credentials here")
-            return
+        token = self.headers.get("Authorization", "")
         try:
-            self.reply(200, self.server.credentials(self.peer(), self.headers.get("Authorization", "")))
+            if self.path == "/credentials":
+                self.reply(200, self.server.credentials(self.peer(), token))
+            elif self.path == "/budgets" and self.headers.get("Upgrade") == PROTOCOL:
+                spender = self.server.spender(self.peer(), token)
+                self.close_connection = True
+                self.send_response_only(101)
+                self.send_header("Connection", "Upgrade")
+                self.send_header("Upgrade", PROTOCOL)
+                self.end_headers()
+                self.server.hand_over(self.connection, spender)
+            else:
+                self.refuse(404, "there are only /credentials and /budgets here")
         except Refused as error:
             self.refuse(error.status, str(error))
         except CredentialsRefused as error:
@@ -203,18 +256,27 @@ class Service:
     def __init__(self, engine: Engine) -> None:
         """Begin with none."""
         self.engine = engine
+        self.teller = Teller(budgets.open_books, budgets.terms)
+        self._swept = 0.0
         self.runs: dict[str, Door] = {}
         self.pipelines: dict[str, Door] = {}
         self._lock = Lock()
 
-    def open(self, run: str, pipeline: str) -> None:
+    def open(self, run: str, name: str) -> None:
         """Open a run's door. Raises StandpipeError where the pipeline is not known."""
         if not RUN_ID.fullmatch(run):
             raise CredentialsRefused(f"{run!r} is no run")
-        configuration.load(pipeline)
+        pipeline = configuration.load(name)
         with self._lock:
             if run not in self.runs:
-                self.runs[run] = Door(paths.RUN_SOCKETS / run, pipeline, run, self.engine)
+                self.runs[run] = Door(paths.RUN_SOCKETS / run, pipeline, run, self.engine, self.teller)
+
+    def open_if_paid_for(self, run: str, name: str) -> str | None:
+        """Open a run's door, unless a budget has less left than the run is expected to spend: then say which."""
+        short = budgets.shortage(configuration.load(name))
+        if short is None:
+            self.open(run, name)
+        return short
 
     def close(self, run: str) -> None:
         """Close a run's door, if it has one."""
@@ -222,6 +284,7 @@ class Service:
             door = self.runs.pop(run, None)
         if door:
             door.close()
+            self.teller.end(run)
 
     def take_up(self) -> None:
         """Open the doors again that were open before a restart, of runs that go on; remove what is left of others."""
@@ -230,23 +293,27 @@ class Service:
             with suppress(StandpipeError), closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
                 noted = ledger.run(directory.name)
             if noted is None or noted.outcome:
+                self.teller.end(directory.name)
                 shutil.rmtree(directory, ignore_errors=True)
             else:
                 with suppress(StandpipeError):
                     self.open(noted.id, noted.pipeline)
 
     def look(self) -> None:
-        """Close the doors of runs that have ended; have one for each pipeline that is given credentials."""
+        """Close the doors of runs that have ended; have one for each pipeline that has a use for it."""
         if self.runs:
             with closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
                 ended = [run for run, door in list(self.runs.items()) if self.has_ended(ledger, door)]
             for run in ended:
                 self.close(run)
-        wanted = {name for name in configuration.names() if is_vended(name)}
-        for name in wanted - self.pipelines.keys():
-            self.pipelines[name] = Door(paths.PIPELINE_SOCKETS / name, name, None, self.engine)
-        for name in self.pipelines.keys() - wanted:
+        wanted = {pipeline.name: pipeline for pipeline in declared() if pipeline.needs_socket}
+        for name in wanted.keys() - self.pipelines.keys():
+            self.pipelines[name] = Door(paths.PIPELINE_SOCKETS / name, wanted[name], None, self.engine, self.teller)
+        for name in self.pipelines.keys() - wanted.keys():
             self.pipelines.pop(name).close()
+        if time.monotonic() - self._swept > SWEEP_EVERY and configuration.budgets():
+            self._swept = time.monotonic()
+            self.teller.sweep()
 
     def has_ended(self, ledger: Ledger, door: Door) -> bool:
         """Say whether a run is over: by the ledger's word, or since its container ran and does not any more."""
@@ -273,12 +340,11 @@ class Service:
             time.sleep(LOOK_EVERY)
 
 
-def is_vended(name: str) -> bool:
-    """Say whether a pipeline is given credentials."""
-    try:
-        return configuration.load(name).credentials.mode == "vended"
-    except StandpipeError:
-        return False
+def declared() -> Iterator[Pipeline]:
+    """Yield the pipelines of this host whose files are whole."""
+    for name in configuration.names():
+        with suppress(StandpipeError):
+            yield configuration.load(name)
 
 
 class Control(UnixStreamServer):
@@ -303,11 +369,11 @@ class Orders(StreamRequestHandler):
 
     def handle(self) -> None:
         """Do what is asked, and say so."""
-        answer = {}
+        answer: dict[str, str | None] = {}
         try:
             order = json.loads(self.rfile.readline(10_000))
             if "open" in order:
-                self.server.service.open(order["open"], order["pipeline"])
+                answer["short"] = self.server.service.open_if_paid_for(order["open"], order["pipeline"])
             else:
                 self.server.service.close(order["close"])
         except (StandpipeError, OSError, ValueError, KeyError) as error:

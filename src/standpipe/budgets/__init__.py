@@ -1,0 +1,107 @@
+"""The budgets of this host: what is declared, where the books are, and what a run may be expected to spend.
+
+`standpiped` alone writes the books (runsocket/budgets.py); what is here reads them, but for what a person corrects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from math import ceil
+
+from standpipe import configuration, paths
+from standpipe.errors import BudgetsUnavailable, UsageError
+from standpipe.pipeline import BudgetUse, Pipeline
+from standpipe_task import spending
+
+RUNS_LOOKED_AT = 20
+FEWEST_RUNS = 3  # from which more is concluded than the envelope says
+
+
+def terms() -> dict[str, spending.Terms]:
+    """Return the declared budgets by their names."""
+    try:
+        seen = paths.BUDGETS.stat()
+    except FileNotFoundError:
+        return {}
+    return _terms_as_of(seen.st_mtime_ns, seen.st_ino)
+
+
+@lru_cache(maxsize=1)
+def _terms_as_of(_changed: int, _file: int) -> dict[str, spending.Terms]:
+    """Read the file once for each time that it was written: the service asks at every call."""
+    return {budget.name: budget.terms for budget in configuration.budgets()}
+
+
+def named(name: str) -> spending.Terms:
+    """Return one of them. Raises UsageError where it is not declared here."""
+    declared = terms()
+    if name not in declared:
+        known = ", ".join(sorted(declared)) or "none"
+        raise UsageError(f"this host knows no budget {name!r}. It knows: {known}")
+    return declared[name]
+
+
+def open_books() -> spending.Database:
+    """Open the books: in the database whose URL the host was given, else in a file of its own."""
+    if paths.BUDGETS_DATABASE.exists():
+        from standpipe.budgets.postgres import PostgresDatabase
+
+        return PostgresDatabase(paths.BUDGETS_DATABASE.read_text().strip())
+    paths.BUDGET_LEDGER.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return spending.open_database(str(paths.BUDGET_LEDGER))
+
+
+@contextmanager
+def books() -> Iterator[spending.Database]:
+    """Open the books for a look, and close them. Raises BudgetsUnavailable where that is not possible."""
+    try:
+        database = open_books()
+        try:
+            yield database
+        except database.errors as error:
+            raise BudgetsUnavailable(f"the budgets' ledger cannot be read: {str(error).strip()}") from None
+        finally:
+            database.close()
+    except spending.Refused as error:
+        raise BudgetsUnavailable(str(error)) from None
+
+
+def shortage(pipeline: Pipeline) -> str | None:
+    """Say which budget has less left than a run of a pipeline is expected to spend; None where each has enough.
+
+    Raises BudgetsUnavailable where that cannot be known.
+    """
+    cautious = [use for use in pipeline.budgets if use.if_short == "skip"]
+    if not cautious:
+        return None
+    with books() as database:
+        for use in cautious:
+            budget = named(use.name)
+            needed = expected(database, pipeline.name, use)
+            left = spending.state(database, budget, "9999").left
+            if needed > left or left == 0:
+                return (
+                    f"budget {use.name} has {spending.units(left)} {budget.units} left this {budget.period}, and a run "
+                    f"is expected to spend {spending.units(needed)} (standpipe budget {use.name})"
+                )
+    return None
+
+
+def expected(database: spending.Database, pipeline: str, use: BudgetUse) -> int:
+    """Return what a run is expected to spend, in billionths: what nine of ten of the last runs stayed within.
+
+    Where too few runs are known, and never more than, the run's envelope.
+    """
+    rows = database.execute(
+        "SELECT sum(amount) FROM spending WHERE budget = ? AND pipeline = ? AND calls > 0 AND length(run) = 26 "
+        "GROUP BY run ORDER BY run DESC LIMIT ?",
+        *(use.name, pipeline, RUNS_LOOKED_AT),
+    ).fetchall()
+    spent = sorted(int(row[0]) for row in rows)
+    envelope = None if use.per_run is None else spending.parts(use.per_run)
+    if len(spent) < FEWEST_RUNS:
+        return envelope if envelope is not None else max(spent, default=0)
+    usual = spent[ceil(0.9 * len(spent)) - 1]
+    return usual if envelope is None else min(usual, envelope)

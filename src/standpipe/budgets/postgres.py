@@ -1,0 +1,83 @@
+"""Books that several hosts share, in PostgreSQL: its clock decides the period, its row locks the order.
+
+A host's declaration is written beside the books. Where two hosts declare a budget otherwise, no call of it goes out.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import psycopg
+
+from standpipe_task import spending
+
+ANSWER_WITHIN = 10  # seconds
+DECLARED_FOR = 86400  # seconds for which a host's declaration counts after it was last heard of
+TABLE_OF_DECLARATIONS = """CREATE TABLE IF NOT EXISTS declaration (
+    budget TEXT NOT NULL, host TEXT NOT NULL, terms TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL,
+    PRIMARY KEY (budget, host))"""
+MAKING = 5_743_761_283  # the key of the lock under which the tables are made: any number that is always the same
+
+
+class PostgresDatabase(spending.Database):
+    """Where the books are: a database of a PostgreSQL server, by its URL."""
+
+    find_budget = spending.Database.find_budget + " FOR UPDATE"
+    errors = (psycopg.Error,)
+
+    def __init__(self, url: str) -> None:
+        """Connect, and make the tables where they are not there. Raises Unavailable where that fails."""
+        self._host = socket.gethostname()
+        self._told: dict[str, str] = {}
+        try:
+            self._server = psycopg.connect(
+                url, connect_timeout=ANSWER_WITHIN, autocommit=True, options=f"-c statement_timeout={ANSWER_WITHIN}s"
+            )
+            with self._server.transaction():
+                self._server.execute("SELECT pg_advisory_xact_lock(%s)", [MAKING])
+                for statement in (*spending.TABLES, TABLE_OF_DECLARATIONS):
+                    self._server.execute(statement)
+        except psycopg.Error as error:
+            told = str(error).replace(url, "its URL").strip()
+            raise spending.Unavailable(f"the budgets' database does not answer ({told}): no call goes out") from None
+
+    def now(self) -> float:
+        """Return the server's time, so that hosts need not agree."""
+        return float(self.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        """Execute one statement; return its cursor."""
+        return self._server.execute(statement.replace("?", "%s"), values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Do all or nothing, and have it on the server's disk."""
+        with self._server.transaction():
+            yield
+
+    def disagreement(self, terms: spending.Terms) -> str | None:
+        """Say which host declares a budget otherwise, among those that were heard of within a day."""
+        declared = json.dumps(asdict(terms), sort_keys=True)
+        now = self.now()
+        self.execute(
+            "INSERT INTO declaration VALUES (?, ?, ?, ?) ON CONFLICT (budget, host) DO UPDATE "
+            "SET terms = excluded.terms, seen = excluded.seen "
+            "WHERE declaration.terms <> excluded.terms OR declaration.seen < excluded.seen - 3600",
+            *(terms.name, self._host, declared, now),
+        )
+        other = self.execute(
+            "SELECT host FROM declaration WHERE budget = ? AND terms <> ? AND seen > ? ORDER BY host LIMIT 1",
+            *(terms.name, declared, now - DECLARED_FOR),
+        ).fetchone()
+        if other is None:
+            return None
+        return f"budget {terms.name} is declared otherwise on {other[0]} than on {self._host}: run site.yml on both"
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._server.close()

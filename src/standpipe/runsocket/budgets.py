@@ -1,0 +1,220 @@
+"""Spends budgets for what comes through the doors: a line of JSON for each order, a line for each answer.
+
+One thread reads from all connections. What has come in from any of them meanwhile is one transaction, and is answered
+when that is on disk: the more there are who ask, the more orders each flush of the disk carries.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from standpipe_task import spending
+
+LONGEST_ORDER = 4096  # bytes
+ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
+
+
+@dataclass
+class Client:
+    """One connection: of whom, and which budgets he may spend (with the most that his run may, in billionths)."""
+
+    connection: socket.socket
+    pipeline: str
+    run: str
+    envelopes: dict[str, int | None]
+    unread: bytearray = field(default_factory=bytearray)
+    answers: bytearray = field(default_factory=bytearray)
+
+
+Order = Callable[[spending.Books], dict[str, Any]]
+
+
+class Teller:
+    """Keeps the books, for all doors of this host."""
+
+    def __init__(
+        self, database: Callable[[], spending.Database], terms: Callable[[], dict[str, spending.Terms]]
+    ) -> None:
+        """Serve from now on; `database` is opened when it is needed, and again after it failed."""
+        self._open_database, self._declared = database, terms
+        self._database: spending.Database | None = None
+        self._selector = selectors.DefaultSelector()
+        self._arrivals: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._bell, bell = socket.socketpair()
+        bell.setblocking(False)
+        self._selector.register(bell, selectors.EVENT_READ)
+        self._inner_bell = bell
+        Thread(target=self._serve, daemon=True).start()
+
+    def take_over(self, connection: socket.socket, pipeline: str, run: str, envelopes: dict[str, int | None]) -> None:
+        """Serve a connection from now on."""
+        connection.setblocking(False)
+        client = Client(connection, pipeline, run, envelopes)
+        self._ask(lambda: self._selector.register(connection, selectors.EVENT_READ, client) and None)
+
+    def end(self, run: str) -> None:
+        """Let go of a run's connections, and charge what it had reserved and not closed."""
+        answered: SimpleQueue[None] = SimpleQueue()
+
+        def do() -> None:
+            for key in list(self._selector.get_map().values()):
+                if key.data is not None and key.data.run == run:
+                    self._drop(key.data)
+            with suppress(spending.Refused), self._books() as books:
+                for terms in self._declared().values():
+                    books.crash(terms, run)
+            answered.put(None)
+
+        self._ask(do)
+        answered.get()
+
+    def sweep(self) -> None:
+        """Charge what was reserved long ago and never closed."""
+
+        def do() -> None:
+            with suppress(spending.Refused), self._books() as books:
+                for terms in self._declared().values():
+                    books.crash(terms)
+
+        self._ask(do)
+
+    def _ask(self, what: Callable[[], None]) -> None:
+        """Have something done by the thread that serves."""
+        self._arrivals.put(what)
+        self._bell.send(b"!")
+
+    def _serve(self) -> None:
+        while True:
+            orders: list[tuple[Client, dict[str, Any]]] = []
+            for key, events in self._selector.select():
+                if key.data is None:
+                    with suppress(BlockingIOError):
+                        self._inner_bell.recv(4096)
+                    while not self._arrivals.empty():
+                        self._arrivals.get()()
+                else:
+                    if events & selectors.EVENT_WRITE:
+                        self._write(key.data)
+                    if events & selectors.EVENT_READ:
+                        orders += [(key.data, order) for order in self._read(key.data)]
+            if orders:
+                self._answer(orders)
+
+    def _read(self, client: Client) -> Iterable[dict[str, Any]]:
+        """Return the orders that have come in whole; one that is none ends the connection."""
+        try:
+            data = client.connection.recv(65536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        client.unread += data
+        *lines, rest = client.unread.split(b"\n")
+        client.unread = rest
+        try:
+            orders = [json.loads(line) for line in lines]
+        except ValueError:
+            orders = [None]
+        if not data or len(rest) > LONGEST_ORDER or not all(isinstance(order, dict) for order in orders):
+            self._drop(client)
+            return []
+        return orders
+
+    def _answer(self, orders: list[tuple[Client, dict[str, Any]]]) -> None:
+        """Carry out orders in one transaction, and answer when it is on disk."""
+        answers: list[tuple[Client, dict[str, Any] | None]] = []
+        try:
+            terms = self._declared()
+            with self._books() as books:
+                for name in sorted(
+                    set(terms).intersection(asked for client, _ in orders for asked in client.envelopes)
+                ):
+                    with suppress(spending.Refused):  # told to whoever asks for it
+                        books.account(terms[name])  # in one order everywhere: nobody waits for who waits for him
+                answers += [(client, carried_out(books, client, order, terms)) for client, order in orders]
+        except Exception as error:  # of whatever kind: nothing was written, so nothing is granted
+            why = str(error) if isinstance(error, spending.Refused) else f"budgets cannot be counted now: {error}"
+            answers = [(client, {"refused": why} if "reserve" in order else None) for client, order in orders]
+            self._forget_database()
+        for client, answer in answers:
+            if answer is not None:
+                client.answers += json.dumps(answer).encode() + b"\n"
+        for client in {id(client): client for client, _ in answers}.values():
+            self._write(client)
+
+    def _books(self) -> Any:
+        if self._database is None:
+            self._database = self._open_database()
+        return spending.books(self._database)
+
+    def _forget_database(self) -> None:
+        if self._database is not None:
+            with suppress(Exception):
+                self._database.close()
+        self._database = None
+
+    def _write(self, client: Client) -> None:
+        """Send what the client takes now, and the rest when he takes it."""
+        try:
+            while client.answers:
+                sent = client.connection.send(client.answers)
+                del client.answers[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+            return
+        if len(client.answers) > ANSWERS_WAITING:
+            self._drop(client)
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.answers else 0)
+        with suppress(KeyError):  # it was dropped meanwhile
+            if self._selector.get_key(client.connection).events != wanted:
+                self._selector.modify(client.connection, wanted, client)
+
+    def _drop(self, client: Client) -> None:
+        """Let go of a connection."""
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(client.connection)
+        client.connection.close()
+
+
+def carried_out(
+    books: spending.Books, client: Client, order: dict[str, Any], terms: dict[str, spending.Terms]
+) -> dict[str, Any] | None:
+    """Carry out one order; return the answer, where one is waited for. Raises what keeps the books from being kept."""
+    name = next((str(order[key]) for key in ("reserve", "settle", "refund") if key in order), "")
+    ident = str(order.get("id"))[:64]
+    if name not in client.envelopes:
+        known = ", ".join(sorted(client.envelopes)) or "none"
+        return {"refused": f"pipeline {client.pipeline} does not name budget {name!r}. It names: {known}"}
+    if name not in terms:
+        return {"refused": f"budget {name} is not declared on this host: run site.yml on it"}
+    try:
+        own = f"{client.run} {ident}"  # nobody closes another's
+        if "reserve" in order:
+            kind = str(order.get("kind", "call"))[:64]
+            wait = books.reserve(own, terms[name], client.pipeline, client.run, kind, client.envelopes[name])
+            return {"wait": wait, "remaining_header": terms[name].remaining_header}
+        if "settle" in order:
+            books.settle(own, terms[name], spending.remaining(order.get("remaining")), seconds(order.get("hold")))
+        else:
+            books.refund(own, terms[name])
+    except spending.Spent as error:
+        return {"spent": str(error), "resets_at": error.resets_at}
+    except spending.Refused as error:
+        return {"refused": str(error)} if "reserve" in order else None
+    return None
+
+
+def seconds(value: object) -> float | None:
+    """Read for how long a provider asks for no calls; a year at most, None where that is no number."""
+    return min(max(float(value), 0.0), 366 * 86400.0) if isinstance(value, int | float) and value == value else None

@@ -1,0 +1,525 @@
+"""What a budget is, and the books of what was spent of it: counted before it is spent.
+
+A budget has so many units in a calendar period. A request is reserved before it is sent and charged when it was
+answered; a reservation that nobody closes counts as spent. Amounts are whole billionths of a unit, so that sums are
+exact; times are seconds since 1970.
+
+The SQL is what SQLite and PostgreSQL both understand. On a managed host `standpiped` keeps the books; elsewhere a
+process may keep them itself, in an SQLite file that others share.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal, InvalidOperation
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Type
+from zoneinfo import ZoneInfo
+
+SCALE = 10**9  # the parts of a unit that are counted
+MOST = 9 * 10**9  # units: what fits into 64 bits
+ABANDONED_AFTER = 3600  # seconds after which a reservation that nobody closed counts as crashed
+WAIT = 30  # seconds for others to end their writing
+CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
+LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
+
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS budget (
+        name TEXT PRIMARY KEY, next_free DOUBLE PRECISION NOT NULL, held_until DOUBLE PRECISION NOT NULL,
+        latest DOUBLE PRECISION NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS period (
+        budget TEXT NOT NULL, starts BIGINT NOT NULL, ends BIGINT NOT NULL, spent BIGINT NOT NULL,
+        crashed BIGINT NOT NULL, elsewhere BIGINT NOT NULL, warned BIGINT NOT NULL, PRIMARY KEY (budget, starts))""",
+    """CREATE TABLE IF NOT EXISTS reservation (
+        id TEXT PRIMARY KEY, budget TEXT NOT NULL, starts BIGINT NOT NULL, pipeline TEXT NOT NULL, run TEXT NOT NULL,
+        kind TEXT NOT NULL, amount BIGINT NOT NULL, due DOUBLE PRECISION NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS reservation_by_budget ON reservation (budget)",
+    """CREATE TABLE IF NOT EXISTS spending (
+        budget TEXT NOT NULL, starts BIGINT NOT NULL, day TEXT NOT NULL, pipeline TEXT NOT NULL, run TEXT NOT NULL,
+        kind TEXT NOT NULL, calls BIGINT NOT NULL, amount BIGINT NOT NULL,
+        PRIMARY KEY (budget, run, day, pipeline, kind, starts))""",
+    "CREATE INDEX IF NOT EXISTS spending_by_period ON spending (budget, starts)",
+)
+
+
+class Refused(Exception):
+    """A reservation that is not made, and nothing is left to try: what is asked for is not declared."""
+
+
+class Spent(Refused):
+    """Nothing is left, until `resets_at` (seconds since 1970) or, where that is None, for the rest of the run."""
+
+    def __init__(self, message: str, resets_at: Optional[float] = None) -> None:
+        """Keep the instant beside the message."""
+        super().__init__(message)
+        self.resets_at = resets_at
+
+
+class Unavailable(Refused):
+    """The books cannot be kept now; so no call goes out that they would not know of."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A budget as declared: `limit` and `prices` in billionths of a unit, `pace` in seconds from call to call."""
+
+    name: str
+    limit: int
+    unit: str = "call"
+    period: str = "month"
+    timezone: str = "UTC"
+    pace: float = 0.0
+    prices: Mapping[str, int] = field(default_factory=dict)
+    remaining_header: Optional[str] = None
+
+    @classmethod
+    def of(cls, declared: Mapping[str, Any]) -> Terms:
+        """Read a declared budget. Raises ValueError with what is wrong."""
+        unknown = set(declared) - {"name", "limit", "unit", "period", "timezone", "pace", "prices", "remaining_header"}
+        if unknown:
+            raise ValueError(f"budget {declared.get('name')!r} has the unknown key {sorted(unknown)[0]!r}")
+        if declared.get("period", "month") not in ("day", "week", "month"):
+            raise ValueError(f"budget {declared['name']!r}: period: choose of day, week, month")
+        return cls(
+            name=str(declared["name"]),
+            limit=parts(declared["limit"]),
+            unit=str(declared.get("unit", "call")),
+            period=str(declared.get("period", "month")),
+            timezone=str(declared.get("timezone", "UTC")),
+            pace=seconds_between(declared["pace"]) if declared.get("pace") else 0.0,
+            prices={str(kind): parts(price) for kind, price in (declared.get("prices") or {}).items()},
+            remaining_header=declared.get("remaining_header"),
+        )
+
+    @property
+    def units(self) -> str:
+        """Name the units in the plural: calls, but USD."""
+        return f"{self.unit}s" if self.unit.islower() else self.unit
+
+    def price(self, kind: str) -> int:
+        """Return what a kind of call costs; one unit where there are no prices. Raises Refused for an unknown kind."""
+        if not self.prices:
+            return SCALE
+        if kind not in self.prices:
+            raise Refused(f"budget {self.name} has no price for a call of kind {kind!r}: declare it under prices")
+        return self.prices[kind]
+
+    def period_at(self, instant: float) -> Tuple[int, int]:
+        """Return when the period of an instant starts and ends: local midnights of the budget's zone."""
+        today = self.day_at(instant)
+        if self.period == "day":
+            first, after = today, today + timedelta(days=1)
+        elif self.period == "week":  # from Monday on
+            first = today - timedelta(days=today.weekday())
+            after = first + timedelta(days=7)
+        else:
+            first = today.replace(day=1)
+            after = (first + timedelta(days=32)).replace(day=1)
+        return self.midnight(first), self.midnight(after)
+
+    def day_at(self, instant: float) -> date:
+        """Return the date of an instant in the budget's zone."""
+        return datetime.fromtimestamp(instant, zone(self.timezone)).date()
+
+    def midnight(self, day: date) -> int:
+        """Return when a date begins in the budget's zone."""
+        return int(datetime(day.year, day.month, day.day, tzinfo=zone(self.timezone)).timestamp())
+
+
+def zone(name: str) -> tzinfo:
+    """Return a time zone; UTC needs no database of them."""
+    return timezone.utc if name == "UTC" else ZoneInfo(name)
+
+
+def parts(value: object) -> int:
+    """Read a number of units, as text or number; return billionths. Raises ValueError where it is none that fits."""
+    try:
+        units = Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is no number of units") from None
+    scaled = units * SCALE if units.is_finite() else Decimal("0.5")
+    if scaled != scaled.to_integral_value() or not 0 <= units <= MOST:
+        raise ValueError(f"{value!r} is no number of units from 0 to {MOST}, with nine decimals at most")
+    return int(scaled)
+
+
+def units(amount: int) -> Decimal:
+    """Return billionths as units, without zeros at the end."""
+    value = (Decimal(amount) / SCALE).normalize()
+    return value.quantize(Decimal(1)) if value == value.to_integral_value() else value
+
+
+def seconds_between(pace: object) -> float:
+    """Read a pace such as "10/s", "1/3s" or "100/m"; return the seconds from one call to the next."""
+    calls, slash, span = str(pace).partition("/")
+    number = span.rstrip("smh")
+    unit = {"s": 1, "m": 60, "h": 3600}.get(span[len(number) :], 0)
+    if not slash or not calls.isdecimal() or int(calls) == 0 or not unit or (number and not number.isdecimal()):
+        raise ValueError(f'{pace!r} is no pace. Write for example "10/s" or "1/3s"')
+    return int(number or 1) * unit / int(calls)
+
+
+class Database:
+    """Where the books are: SQLite, one file."""
+
+    find_budget = "SELECT next_free, held_until, latest FROM budget WHERE name = ?"
+    errors: Tuple[Type[Exception], ...] = (sqlite3.Error,)
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
+        """Open the file, and make it where it is not there."""
+        self.clock = clock
+        self._connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+        self._log_ahead()
+        self._connection.execute("PRAGMA synchronous=FULL")  # a reservation is on disk before its call goes out
+        for statement in TABLES:
+            self._connection.execute(statement)
+
+    def _log_ahead(self) -> None:
+        """Turn to a write-ahead log; where others are at it as well, SQLite does not wait by itself."""
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def now(self) -> float:
+        """Return the time that decides the period."""
+        return self.clock()
+
+    def disagreement(self, _terms: Terms) -> Optional[str]:
+        """Say who, of those who share these books, declares a budget otherwise; None where nobody does."""
+        return None
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        """Execute one statement; return its cursor."""
+        return self._connection.execute(statement, values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Do all or nothing, alone, and have it on disk."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._connection.close()
+
+
+@dataclass
+class Account:
+    """One budget's row and its present period's, as they are within a transaction."""
+
+    terms: Terms
+    starts: int
+    ends: int
+    next_free: float
+    held_until: float
+    latest: float
+    spent: int = 0
+    crashed: int = 0
+    elsewhere: int = 0
+    reserved: int = 0
+    runs: Dict[str, int] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        """Return what can still be reserved; less than nothing where the limit was lowered below what is spent."""
+        return self.terms.limit - self.spent - self.crashed - self.elsewhere - self.reserved
+
+
+class Books:
+    """What may be done within one transaction: many reservations, one flush of the disk."""
+
+    def __init__(self, database: Database) -> None:
+        """Begin with nothing loaded; `write` ends it."""
+        self._database = database
+        self._accounts: Dict[str, Account] = {}
+        self.now = database.now()
+
+    def account(self, terms: Terms) -> Account:
+        """Load a budget. Raises Unavailable where the clock was set back into an earlier period."""
+        known = self._accounts.get(terms.name)
+        if known:
+            return known
+        row = self._database.execute(self._database.find_budget, terms.name).fetchone()
+        if row is None:
+            make = "INSERT INTO budget VALUES (?, 0, 0, 0) ON CONFLICT DO NOTHING"
+            self._database.execute(make, terms.name)
+            row = self._database.execute(self._database.find_budget, terms.name).fetchone()
+        next_free, held_until, latest = row
+        self.now = self._database.now()  # since it may have waited for others
+        if self.now < latest <= self.now + CLOCK_SLIPS:
+            self.now = latest
+        if otherwise := self._database.disagreement(terms):
+            raise Unavailable(otherwise)
+        starts, ends = terms.period_at(self.now)
+        if latest >= ends:
+            raise Unavailable(
+                f"the clock says {moment(self.now)}, but budget {terms.name} was spent from at {moment(latest)} "
+                "already: set the clock right; where it is right now, standpipe budget --clock-is-right"
+            )
+        account = Account(terms, starts, ends, next_free, held_until, latest)
+        row = self._database.execute(
+            "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
+        ).fetchone()
+        if row is None:
+            self._database.execute("INSERT INTO period VALUES (?, ?, ?, 0, 0, 0, 0)", terms.name, starts, ends)
+        else:
+            account.spent, account.crashed, account.elsewhere = row
+        account.reserved = int(
+            self._database.execute(
+                "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name
+            ).fetchone()[0]
+        )
+        self._accounts[terms.name] = account
+        return account
+
+    def reserve(
+        self, ident: str, terms: Terms, pipeline: str, run: str, kind: str = "call", per_run: Optional[int] = None
+    ) -> float:
+        """Reserve the price of one call; return for how many seconds it is to wait before it goes out.
+
+        The same `ident` again, as after a broken connection, is the same reservation. Raises Spent, Refused,
+        Unavailable.
+        """
+        amount = terms.price(kind)
+        account = self.account(terms)
+        row = self._database.execute("SELECT due FROM reservation WHERE id = ?", ident).fetchone()
+        if row:
+            return max(0.0, float(row[0]) - self.now)
+        if account.held_until - self.now > LONGEST_HOLD:
+            raise Spent(
+                f"the provider of {terms.name} asks for none before {moment(account.held_until)}", account.held_until
+            )
+        if amount > account.left:
+            raise Spent(self._told(account, amount), account.ends)
+        if per_run is not None:
+            used = self._used_by(account, run)
+            if used + amount > per_run:
+                raise Spent(
+                    f"this run has spent {units(used)} of its {units(per_run)} {terms.units} of budget {terms.name}"
+                )
+            account.runs[run] = used + amount
+        due = max(self.now, account.next_free, account.held_until)
+        account.next_free = due + terms.pace
+        account.latest = max(account.latest, self.now)
+        account.reserved += amount
+        self._database.execute(
+            "INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(ident, terms.name, account.starts, pipeline, run, kind, amount, due),
+        )
+        return due - self.now
+
+    def _told(self, account: Account, amount: int) -> str:
+        terms = account.terms
+        used = account.spent + account.crashed + account.elsewhere
+        below = ", which is above its limit (it was lowered)" if used > terms.limit else ""
+        return (
+            f"budget {terms.name} has {units(max(0, account.left))} of {units(terms.limit)} {terms.units} left this "
+            f"{terms.period}, and this call costs {units(amount)}: {units(used)} are spent{below}, "
+            f"{units(account.reserved)} reserved; more from {moment(account.ends)}"
+        )
+
+    def _used_by(self, account: Account, run: str) -> int:
+        """Return what a run has spent and reserved, over all periods."""
+        if run not in account.runs:
+            account.runs[run] = sum(
+                int(self._database.execute(question, account.terms.name, run).fetchone()[0])
+                for question in (
+                    "SELECT coalesce(sum(amount), 0) FROM spending WHERE budget = ? AND run = ? AND calls > 0",
+                    "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ? AND run = ?",
+                )
+            )
+        return account.runs[run]
+
+    def settle(
+        self,
+        ident: str,
+        terms: Terms,
+        remaining: Optional[int] = None,
+        hold: Optional[float] = None,
+        crashed: bool = False,
+    ) -> None:
+        """Charge a reservation: its call was answered, or may have been. One that is not open any more was charged.
+
+        `remaining` is what the provider says is left, `hold` for how many seconds it asks for no more calls: both may
+        only lower what is allowed. A call that went on past a period's end is charged to both periods.
+        """
+        account = self.account(terms)
+        row = self._database.execute(
+            "DELETE FROM reservation WHERE id = ? RETURNING starts, pipeline, run, kind, amount, due", ident
+        ).fetchone()
+        if hold is not None:
+            account.held_until = max(account.held_until, self.now + hold)
+        if row is None:
+            return
+        starts, pipeline, run, kind, amount, due = row
+        account.reserved -= amount
+        day = terms.day_at(due if terms.period_at(due)[0] == starts else starts)
+        self._spend(account, starts, day, (pipeline, run, kind), (1, amount))
+        if starts == account.starts:
+            account.crashed += amount if crashed else 0
+            account.spent += 0 if crashed else amount
+        else:
+            column = "crashed" if crashed else "spent"
+            self._database.execute(
+                f"UPDATE period SET {column} = {column} + ? WHERE budget = ? AND starts = ?",  # noqa: S608  # of two words
+                *(amount, terms.name, starts),
+            )
+            account.crashed += amount if crashed else 0
+            account.spent += 0 if crashed else amount
+            self._spend(account, account.starts, terms.day_at(account.starts), (pipeline, run, kind), (0, amount))
+        if remaining is not None and starts == account.starts:
+            account.elsewhere += max(0, account.left - max(0, remaining - account.reserved))
+
+    def _spend(
+        self, account: Account, starts: int, day: date, who: Tuple[str, str, str], much: Tuple[int, int]
+    ) -> None:
+        pipeline, run, kind = who
+        self._database.execute(
+            "INSERT INTO spending (budget, starts, day, pipeline, run, kind, calls, amount) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (budget, run, day, pipeline, kind, starts) DO UPDATE "
+            "SET calls = spending.calls + excluded.calls, amount = spending.amount + excluded.amount",
+            *(account.terms.name, starts, day.isoformat(), pipeline, run, kind, *much),
+        )
+
+    def refund(self, ident: str, terms: Terms) -> None:
+        """Take a reservation back: nothing was sent."""
+        account = self.account(terms)
+        row = self._database.execute("DELETE FROM reservation WHERE id = ? RETURNING run, amount", ident).fetchone()
+        if row is not None:
+            account.reserved -= row[1]
+            if row[0] in account.runs:
+                account.runs[row[0]] -= row[1]
+
+    def crash(self, terms: Terms, run: Optional[str] = None) -> int:
+        """Charge what nobody closed: of a run that has ended, or, where none is named, what was abandoned long ago."""
+        question, value = "run = ?", run
+        if run is None:
+            question, value = "due < ?", str(self.now - ABANDONED_AFTER)
+        rows = self._database.execute(
+            f"SELECT id FROM reservation WHERE budget = ? AND {question}",  # noqa: S608  # of two texts above
+            *(terms.name, value if run is not None else float(value or 0)),
+        ).fetchall()
+        for (ident,) in rows:
+            self.settle(ident, terms, crashed=True)
+        return len(rows)
+
+    def set_elsewhere(self, terms: Terms, amount: int) -> None:
+        """Note what was spent of the present period without these books' knowledge."""
+        self.account(terms).elsewhere = amount
+
+    def warn(self, terms: Terms, warned: bool) -> bool:
+        """Note that people were warned of the present period, or were not after all; return whether that is news."""
+        starts = self.account(terms).starts
+        changed = self._database.execute(
+            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned <> ?",
+            *(int(warned), terms.name, starts, int(warned)),
+        )
+        return bool(changed.rowcount)
+
+    def trust_clock(self) -> None:
+        """Take the clock for right, whatever was noted by it before."""
+        self._database.execute("UPDATE budget SET latest = 0, next_free = 0, held_until = 0")
+
+    def write(self) -> None:
+        """Put down what has changed."""
+        for account in self._accounts.values():
+            name = account.terms.name
+            self._database.execute(
+                "UPDATE budget SET next_free = ?, held_until = ?, latest = ? WHERE name = ?",
+                *(account.next_free, account.held_until, account.latest, name),
+            )
+            self._database.execute(
+                "UPDATE period SET ends = ?, spent = ?, crashed = ?, elsewhere = ? WHERE budget = ? AND starts = ?",
+                *(account.ends, account.spent, account.crashed, account.elsewhere, name, account.starts),
+            )
+
+
+def open_database(path: str) -> Database:
+    """Open an SQLite file of books. Raises Unavailable where it is none, or cannot be written."""
+    try:
+        return Database(path)
+    except sqlite3.Error as error:
+        raise Unavailable(f"the budgets' ledger {path} cannot be opened ({error}): no call goes out") from None
+
+
+@contextmanager
+def books(database: Database) -> Iterator[Books]:
+    """Open the books for one transaction. Raises Unavailable where they cannot be kept."""
+    try:
+        with database.transaction():
+            opened = Books(database)
+            yield opened
+            opened.write()
+    except database.errors as error:
+        raise Unavailable(f"the budgets' ledger cannot be written ({str(error).strip()}): no call goes out") from error
+
+
+def remaining(text: object) -> Optional[int]:
+    """Read how many units a provider says are left, in billionths; None where that is no number."""
+    try:
+        value = Decimal(str(text))
+    except InvalidOperation:
+        return None
+    return int(min(max(value, Decimal(0)), Decimal(MOST)) * SCALE) if value.is_finite() else None
+
+
+def moment(instant: float) -> str:
+    """Return an instant as people read it."""
+    return datetime.fromtimestamp(instant, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a budget's present period has come to, in billionths of a unit; what is spent by day and pipeline."""
+
+    terms: Terms
+    starts: int
+    ends: int
+    spent: int
+    crashed: int
+    elsewhere: int
+    reserved: int
+    days: List[Tuple[str, str, int, int]]  # date, pipeline, calls, amount, of this period and of those before
+
+    @property
+    def left(self) -> int:
+        """Return what can still be reserved, nothing where the limit was lowered below what is spent."""
+        return max(0, self.terms.limit - self.spent - self.crashed - self.elsewhere - self.reserved)
+
+
+def state(database: Database, terms: Terms, since: str) -> State:
+    """Look at a budget; spending by day from the date `since` on. Changes nothing."""
+    starts, ends = terms.period_at(database.now())
+    row = database.execute(
+        "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
+    ).fetchone()
+    reserved = database.execute(
+        "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name
+    ).fetchone()
+    days = database.execute(
+        "SELECT day, pipeline, sum(calls), sum(amount) FROM spending WHERE budget = ? AND day >= ? AND calls > 0 "
+        "GROUP BY day, pipeline ORDER BY day, pipeline",
+        *(terms.name, since),
+    ).fetchall()
+    spent, crashed, elsewhere = row or (0, 0, 0)
+    return State(
+        *(terms, starts, ends, int(spent), int(crashed), int(elsewhere), int(reserved[0])),
+        [(day, pipeline, int(calls), int(amount)) for day, pipeline, calls, amount in days],
+    )

@@ -1,0 +1,155 @@
+"""What `standpipe budget` shows and foretells, of books that were really written."""
+
+from __future__ import annotations
+
+import json
+import random
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from standpipe import budgets, cli, configuration, metrics, paths
+from standpipe.budgets import expected, report, shortage
+from standpipe.ledger import Ledger
+from standpipe.pipeline import BudgetUse
+from standpipe_task import spending
+
+DECLARED = """\
+name: arxlive
+source: {repo: https://git.example.org/arxlive.git, version: dev}
+task: {module: arxlive.tasks, name: RootTask}
+schedule: {cron: "0 3 * * 0-4"}
+budgets: [{name: openalex, per_run: 600}]
+"""
+WEEKDAYS = (6, 0, 1, 2, 3)  # Sunday to Thursday
+
+
+class Books:
+    """The books of a host that knows one budget, at a time of the test's choosing."""
+
+    def __init__(self, limit: int) -> None:
+        paths.BUDGETS.write_text(f"[{{name: openalex, limit: '{limit}'}}]\n")
+        (paths.PIPELINES / "arxlive.yml").write_text(DECLARED)
+        self.database = budgets.open_books()
+        self.terms = budgets.named("openalex")
+
+    def at(self, text: str) -> None:
+        instant = datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+        self.database.clock = lambda: instant
+
+    def spend(self, calls: int, run: str) -> None:
+        with spending.books(self.database) as opened:
+            for number in range(calls):
+                opened.reserve(f"{run}{number}", self.terms, "arxlive", run)
+                opened.settle(f"{run}{number}", self.terms)
+
+    def nights(self, first: date, last: date, calls: Callable[[], int]) -> None:
+        """Spend on each night of the schedule."""
+        for count in range((last - first).days + 1):
+            night = first + timedelta(days=count)
+            if night.weekday() in WEEKDAYS:
+                self.at(f"{night}T03:00")
+                self.spend(calls(), f"{night:%Y%m%d}".rjust(26, "0"))
+
+
+@pytest.fixture
+def books(host: Path) -> Books:
+    return Books(10_000)
+
+
+def test_the_end_of_the_month_is_foretold_within_five_percent_by_the_tenth(books: Books) -> None:
+    chance = random.Random(6)  # noqa: S311  # a test's chances
+    books.nights(date(2026, 9, 20), date(2026, 10, 9), lambda: chance.randint(120, 260))
+    books.at("2026-10-10T12:00")
+    look = report.outlook(books.database, books.terms).forecast
+    books.nights(date(2026, 10, 10), date(2026, 10, 31), lambda: chance.randint(120, 260))
+    books.at("2026-10-31T23:59")
+    spent = spending.state(books.database, books.terms, "0").spent
+    assert look.at_end == pytest.approx(spent, rel=0.05)
+    assert look.low <= spent <= look.high
+    assert look.runs_dry is None
+
+
+def test_the_day_on_which_a_budget_runs_dry_is_foretold_days_before(books: Books) -> None:
+    books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 600)
+    books.at("2026-10-16T12:00")
+    look = report.outlook(books.database, books.terms).forecast
+    assert look.runs_dry == date(2026, 10, 25)  # 11 nights took 6,600; five more fit
+    assert look.at_end > books.terms.limit
+    assert [day.day for day in look.days if day.spends][:2] == [date(2026, 10, 18), date(2026, 10, 19)]
+
+
+def test_a_run_is_expected_to_spend_what_the_last_ones_did_and_no_more_than_its_envelope(books: Books) -> None:
+    use = BudgetUse(name="openalex", per_run="600")
+    assert expected(books.database, "arxlive", use) == 600 * spending.SCALE
+    books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 100)
+    assert expected(books.database, "arxlive", use) == 100 * spending.SCALE
+    assert expected(books.database, "arxlive", use.model_copy(update={"per_run": "50"})) == 50 * spending.SCALE
+
+
+def test_a_run_for_which_too_little_is_left_is_short(host: Path) -> None:
+    books = Books(1000)
+    pipeline = configuration.load("arxlive")
+    assert shortage(pipeline) is None
+    books.spend(500, "by hand")
+    told = shortage(pipeline)
+    assert told is not None
+    assert "500 calls left this month, and a run is expected to spend 600" in told
+    (paths.PIPELINES / "arxlive.yml").write_text(DECLARED.replace("600}", "600, if_short: start}"))
+    assert shortage(configuration.load("arxlive")) is None
+
+
+def test_the_command_shows_all_budgets_one_budget_and_json(books: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    books.spend(3, "by hand")
+    assert cli.main(["budget"]) == 0
+    assert "openalex  10000 calls  month  3 " in capsys.readouterr().out
+    assert cli.main(["budget", "openalex"]) == 0
+    shown = capsys.readouterr().out
+    assert "arxlive   3      3" in shown
+    assert "█" in shown
+    assert cli.main(["budget", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == 1
+    assert (told["budgets"][0]["spent"], told["budgets"][0]["left"]) == ("3", "9997")
+
+
+def test_what_was_spent_elsewhere_can_be_noted(books: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["budget", "openalex", "--elsewhere", "2500.5"]) == 0
+    assert "elsewhere 2500.5" in capsys.readouterr().out
+    assert cli.main(["budget", "--elsewhere", "1"]) == 2
+    assert cli.main(["budget", "openalex", "--elsewhere", "many"]) == 2
+    assert cli.main(["budget", "nonsense"]) == 2
+    assert "It knows: openalex" in capsys.readouterr().err
+
+
+def test_the_picture_is_svg_that_loads_nothing(books: Books, tmp_path: Path) -> None:
+    books.spend(3, "by hand")
+    assert cli.main(["budget", "openalex", "--svg", str(tmp_path / "burn-down.svg")]) == 0
+    picture = ET.fromstring((tmp_path / "burn-down.svg").read_bytes())  # noqa: S314  # it was drawn here
+    assert picture.tag.endswith("svg")
+    assert not [element for element in picture.iter() if str(element.tag).endswith(("script", "image"))]
+
+
+def test_metrics_say_what_is_left(books: Books, ledger: Ledger) -> None:
+    paths.METRICS.mkdir(parents=True)
+    books.spend(3, "by hand")
+    metrics.write(ledger)
+    text = (paths.METRICS / "standpipe.prom").read_text()
+    families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+    assert families["standpipe_budget_left"][0].labels == {"budget": "openalex"}
+    assert families["standpipe_budget_left"][0].value == 9997
+
+
+def test_people_are_warned_once_a_period(books: Books) -> None:
+    def warned(news: bool) -> bool:
+        with spending.books(books.database) as opened:
+            return opened.warn(books.terms, news)
+
+    books.at("2026-10-16T12:00")
+    assert [warned(True), warned(True), warned(False), warned(True)] == [True, False, True, True]
+    books.at("2026-11-16T12:00")
+    assert warned(True)

@@ -1,0 +1,495 @@
+"""Budgets: the books, the adapter against a real server that counts, and the service that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import requests
+import requests_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from budget_drill import Drill
+from standpipe_task import budget as task
+from standpipe_task import spending
+from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable
+
+CALL = spending.SCALE
+
+
+class Counting(ThreadingHTTPServer):
+    """Answers by path, and counts what reaches it."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        super().__init__(("127.0.0.1", 0), Answer)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def calls(self) -> int:
+        return sum(self.seen.values())
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Counting
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.seen[path] += 1
+        if path == "/broken":
+            self.connection.close()
+            self.close_connection = True
+        elif path == "/slow":
+            time.sleep(1)
+        elif path == "/redirect":
+            self.reply(302, Location="/ok")
+        elif path == "/once" and self.server.seen[path] == 1:
+            self.reply(503, **{"Retry-After": "0"})
+        elif path == "/later":
+            self.reply(429, **{"Retry-After": "3600"})
+        elif path == "/remaining":
+            self.reply(200, **{"X-RateLimit-Remaining": "3"})
+        else:
+            self.reply(200)
+
+    do_POST = do_GET  # noqa: N815  # as it is called there
+
+    def reply(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # as it is called there
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Counting]:
+    counting = Counting()
+    Thread(target=counting.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield counting
+    counting.shutdown()
+    counting.server_close()
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A laptop's budgets: ten calls, and one by price."""
+    declared = tmp_path / "budgets.json"
+    budgets = [
+        {"name": "ten", "limit": 10, "remaining_header": "X-RateLimit-Remaining"},
+        {"name": "priced", "limit": "0.5", "unit": "USD", "period": "day", "prices": {"list": "0.1", "search": "0.25"}},
+    ]
+    declared.write_text(json.dumps(budgets))
+    monkeypatch.setenv(task.LOCAL, str(declared))
+    monkeypatch.setattr(task, "_mine", task.Mine())
+    return declared
+
+
+def session(server: Counting, budget: str = "ten", **options: object) -> requests.Session:
+    made = requests.Session()
+    made.mount(server.address, BudgetAdapter(budget, backoff=0.01, **options))  # type: ignore[arg-type]
+    return made
+
+
+def state(declared: Path, name: str = "ten") -> spending.State:
+    terms = next(spending.Terms.of(budget) for budget in json.loads(declared.read_text()) if budget["name"] == name)
+    database = spending.open_database(str(declared.with_suffix(".sqlite3")))
+    try:
+        return spending.state(database, terms, "0")
+    finally:
+        database.close()
+
+
+def test_not_one_call_more_than_the_limit_goes_out(server: Counting, local: Path) -> None:
+    with session(server) as api:
+        for _ in range(10):
+            assert api.get(f"{server.address}/ok").ok
+        with pytest.raises(BudgetSpent, match="0 of 10 calls left this month") as refused:
+            api.get(f"{server.address}/ok")
+    assert refused.value.resets_at is not None
+    assert refused.value.resets_at.day == 1
+    assert server.calls == 10
+    assert state(local).left == 0
+
+
+@pytest.mark.parametrize(("path", "calls"), [("/ok", 1), ("/redirect", 2), ("/once", 2), ("/broken", 3), ("/later", 1)])
+def test_the_books_agree_with_what_reaches_the_server(server: Counting, local: Path, path: str, calls: int) -> None:
+    with session(server, retries=2) as api:
+        try:
+            api.get(f"{server.address}{path}")
+        except requests.ConnectionError:
+            assert path == "/broken"
+    assert server.calls == calls
+    assert state(local).spent == calls * CALL
+    assert state(local).reserved == 0
+
+
+def test_a_read_timeout_counts_and_a_request_that_may_not_be_repeated_is_not(server: Counting, local: Path) -> None:
+    with session(server) as api, pytest.raises(requests.ReadTimeout):
+        api.post(f"{server.address}/slow", timeout=0.2)
+    assert server.calls == 1
+    assert state(local).spent == CALL
+
+
+def test_where_no_connection_was_made_nothing_is_spent(server: Counting, local: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with requests.Session() as api:
+            api.mount(address, BudgetAdapter("ten", retries=1, backoff=0.01))
+            with pytest.raises(requests.ConnectionError):
+                api.get(address)
+    assert state(local).spent == state(local).reserved == 0
+
+
+def test_calls_have_prices_by_their_kind(server: Counting, local: Path) -> None:
+    def kind(request: requests.PreparedRequest) -> str:
+        return "search" if "search=" in str(request.url) else "list"
+
+    with session(server, "priced", kind=kind) as api:
+        api.get(f"{server.address}/ok")
+        api.get(f"{server.address}/ok?search=x")
+        with pytest.raises(BudgetSpent, match=r"0.15 of 0.5 USD left this day, and this call costs 0.25"):
+            api.get(f"{server.address}/ok?search=x")
+        api.get(f"{server.address}/ok")
+    assert state(local, "priced").left == spending.parts("0.05")
+
+
+def test_a_kind_of_call_without_a_price_is_refused(server: Counting, local: Path) -> None:
+    with (
+        session(server, "priced", kind="semantic") as api,
+        pytest.raises(BudgetUnavailable, match="no price for a call"),
+    ):
+        api.get(f"{server.address}/ok")
+    assert server.calls == 0
+
+
+def test_a_provider_may_lower_what_is_left_and_never_raise_it(server: Counting, local: Path) -> None:
+    with session(server) as api:
+        api.get(f"{server.address}/remaining")
+        assert state(local).left == 3 * CALL
+        api.get(f"{server.address}/remaining")
+        assert state(local).left == 2 * CALL
+
+
+def test_a_provider_that_asks_for_an_hour_is_not_asked_by_anybody(server: Counting, local: Path) -> None:
+    with session(server) as api:
+        assert api.get(f"{server.address}/later").status_code == 429
+        with pytest.raises(BudgetSpent, match="asks for none before") as refused:
+            api.get(f"{server.address}/ok")
+    assert refused.value.resets_at is not None
+    assert 3500 < (refused.value.resets_at - datetime.now(UTC)).total_seconds() <= 3600
+    assert server.calls == 1
+
+
+def test_what_a_cache_knows_costs_nothing(server: Counting, local: Path) -> None:
+    with requests_cache.CachedSession(backend="memory") as api:
+        api.mount(server.address, BudgetAdapter("ten"))
+        for _ in range(20):
+            assert api.get(f"{server.address}/ok").ok
+    assert server.calls == 1
+    assert state(local).spent == CALL
+
+
+def test_a_pace_holds_over_all_who_share_the_budget(server: Counting, local: Path) -> None:
+    local.write_text(json.dumps([{"name": "ten", "limit": 10, "pace": "20/s"}]))
+    began = time.monotonic()
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(lambda _: session(server).get(f"{server.address}/ok"), range(10)))
+    assert time.monotonic() - began > 9 / 20
+
+
+def test_without_a_socket_and_without_a_setting_no_call_goes_out(
+    server: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(task.LOCAL, raising=False)
+    monkeypatch.setattr(task, "_mine", task.Mine())
+    with session(server) as api, pytest.raises(BudgetUnavailable, match="STANDPIPE_LOCAL_BUDGETS"):
+        api.get(f"{server.address}/ok")
+    assert server.calls == 0
+
+
+def test_damaged_books_let_no_call_out(server: Counting, local: Path) -> None:
+    local.with_suffix(".sqlite3").write_bytes(b"no database" * 1000)
+    with session(server) as api, pytest.raises(BudgetUnavailable, match=r"cannot be opened .*not a database"):
+        api.get(f"{server.address}/ok")
+    assert server.calls == 0
+
+
+def test_books_on_a_full_disk_let_no_call_out(server: Counting, local: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with session(server) as api:
+        api.get(f"{server.address}/ok")
+        full = local.with_name("budgets.sqlite3-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (full, before[1]))  # the kernel lets no file grow beyond it
+        try:
+            with pytest.raises(BudgetUnavailable, match="ledger cannot be written"):
+                api.get(f"{server.address}/ok")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert server.calls == 1
+        assert api.get(f"{server.address}/ok").ok
+    assert state(local).spent == 2 * CALL
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self, text: str) -> None:
+        self.set(text)
+
+    def set(self, text: str) -> None:
+        self.now = datetime.fromisoformat(text).timestamp()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock("2026-11-30T23:59:50+00:00")
+
+
+@pytest.fixture
+def database(tmp_path: Path, clock: Clock) -> Iterator[spending.Database]:
+    made = spending.Database(str(tmp_path / "books.sqlite3"), clock)
+    yield made
+    made.close()
+
+
+TEN = spending.Terms("ten", 10 * CALL)
+
+
+def reserve(database: spending.Database, ident: str, terms: spending.Terms = TEN, **more: object) -> float:
+    with spending.books(database) as books:
+        return books.reserve(ident, terms, "arxlive", "run", **more)  # type: ignore[arg-type]
+
+
+def settle(database: spending.Database, ident: str, terms: spending.Terms = TEN) -> None:
+    with spending.books(database) as books:
+        books.settle(ident, terms)
+
+
+def test_a_call_that_is_under_way_at_a_period_s_end_counts_in_both(database: spending.Database, clock: Clock) -> None:
+    for number in range(9):
+        reserve(database, f"a{number}")
+        settle(database, f"a{number}")
+    reserve(database, "late")
+    clock.set("2026-12-01T00:00:05+00:00")
+    assert spending.state(database, TEN, "0").left == 9 * CALL
+    settle(database, "late")
+    december = spending.state(database, TEN, "0")
+    assert (december.spent, december.left) == (CALL, 9 * CALL)
+    assert database.execute("SELECT spent FROM period ORDER BY starts").fetchall() == [(10 * CALL,), (CALL,)]
+
+
+def test_a_clock_that_is_set_back_into_an_earlier_period_stops_all(database: spending.Database, clock: Clock) -> None:
+    clock.set("2026-12-01T00:00:30+00:00")
+    reserve(database, "first")
+    clock.set("2026-11-30T23:59:59+00:00")
+    assert reserve(database, "slipped") == 0  # half a minute is what clocks do
+    clock.set("2026-11-28T00:00:00+00:00")
+    with pytest.raises(spending.Unavailable, match="set the clock right"):
+        reserve(database, "third")
+    with spending.books(database) as books:
+        books.trust_clock()
+    assert reserve(database, "fourth") == 0
+
+
+def test_a_limit_below_what_is_spent_says_so(database: spending.Database) -> None:
+    for number in range(6):
+        reserve(database, f"{number}")
+        settle(database, f"{number}")
+    lowered = spending.Terms("ten", 5 * CALL)
+    with pytest.raises(spending.Spent, match=r"has 0 of 5 calls left .* above its limit \(it was lowered\)"):
+        reserve(database, "next", lowered)
+    assert spending.state(database, lowered, "0").left == 0
+
+
+def test_a_run_has_an_envelope(database: spending.Database) -> None:
+    for ident in ("one", "two"):
+        reserve(database, ident, per_run=2 * CALL)
+    with pytest.raises(spending.Spent, match="this run has spent 2 of its 2 calls") as refused:
+        reserve(database, "three", per_run=2 * CALL)
+    assert refused.value.resets_at is None
+    with spending.books(database) as books:
+        books.refund("two", TEN)
+        books.settle("one", TEN)
+    reserve(database, "three", per_run=2 * CALL)
+    with pytest.raises(spending.Spent, match="of its 2 calls"):
+        reserve(database, "four", per_run=2 * CALL)
+
+
+def test_the_same_reservation_asked_for_twice_is_one(database: spending.Database) -> None:
+    reserve(database, "same")
+    reserve(database, "same")
+    assert spending.state(database, TEN, "0").reserved == CALL
+    settle(database, "same")
+    settle(database, "same")
+    assert spending.state(database, TEN, "0").spent == CALL
+
+
+def test_what_nobody_closed_counts_as_spent(database: spending.Database, clock: Clock) -> None:
+    clock.set("2026-11-20T03:00:00+00:00")
+    reserve(database, "lost")
+    clock.set("2026-11-20T04:30:00+00:00")
+    with spending.books(database) as books:
+        assert books.crash(TEN) == 1
+        books.refund("lost", TEN)  # too late
+    now = spending.state(database, TEN, "0")
+    assert (now.crashed, now.spent, now.reserved, now.left) == (CALL, 0, 0, 9 * CALL)
+
+
+PERIODS = st.sampled_from(["day", "week", "month"])
+ZONES = st.sampled_from(["UTC", "Europe/London", "America/New_York", "Australia/Lord_Howe", "Asia/Beirut"])
+
+
+@given(st.integers(0, 2**32 - 1), PERIODS, ZONES)
+def test_periods_tile_the_time_without_a_gap(instant: int, period: str, zone: str) -> None:
+    terms = spending.Terms("tiles", CALL, period=period, timezone=zone)
+    starts, ends = terms.period_at(instant)
+    assert starts <= instant < ends
+    assert terms.period_at(ends)[0] == ends
+    assert terms.period_at(starts) == (starts, ends)
+    assert terms.period_at(starts - 1)[1] == starts
+
+
+@settings(deadline=None)  # it writes to a real disk, which others may keep busy
+@given(st.lists(st.sampled_from(["reserve", "settle", "refund", "crash", "on"]), max_size=60), st.integers(0, 99))
+def test_whatever_happens_the_books_add_up_and_nothing_goes_over(steps: list[str], seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311  # a test's chances
+    clock = Clock("2026-11-30T23:00:00+00:00")
+    database = spending.Database(":memory:", clock)
+    terms = spending.Terms("ten", 10 * CALL, period="day")
+    granted: list[str] = []
+    for number, step in enumerate(steps):
+        if step == "on":
+            clock.now += chance.random() * 7200
+        elif step == "crash":
+            with spending.books(database) as books:
+                books.crash(terms)
+        elif step == "reserve":
+            try:
+                reserve(database, str(number), terms)
+                granted.append(str(number))
+            except spending.Spent:
+                assert spending.state(database, terms, "0").left == 0
+        elif granted:
+            with spending.books(database) as books:
+                ident = granted.pop(chance.randrange(len(granted)))
+                books.settle(ident, terms) if step == "settle" else books.refund(ident, terms)
+        for starts, spent, crashed in database.execute("SELECT starts, spent, crashed FROM period").fetchall():
+            assert spent + crashed <= terms.limit
+            told = database.execute("SELECT coalesce(sum(amount), 0) FROM spending WHERE starts = ?", starts).fetchone()
+            assert told[0] == spent + crashed
+    database.close()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """The path of a Unix socket may have 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="sp"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def drill(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drill]:
+    """A real service with a budget of ten units, through which this process spends."""
+    made = Drill(short_path, 10, 0, 0)
+    monkeypatch.setattr(task, "DOOR", made.door)
+    monkeypatch.setattr(task, "_mine", task.Mine())
+    yield made
+    made.end()
+
+
+def test_many_spenders_and_a_service_that_are_killed_never_spend_one_unit_more(short_path: Path) -> None:
+    full = "STANDPIPE_FULL" in os.environ
+    units, processes, kills, think = (10_000, 64, 1000, 0.3) if full else (1500, 16, 40, 0.05)
+    drill = Drill(short_path, units, processes, think)
+    drill.run(kills, random.Random(1))  # noqa: S311  # a drill's chances
+    told = drill.result()
+    assert told["spenders_killed"] + told["service_killed"] == kills, told
+    assert told["spent"] + told["crashed"] + told["left"] == units, told
+    assert told["left"] == 0, told
+    assert told["booked"] == told["spent"] + told["crashed"], told
+    assert told["granted"] <= told["spent"] + told["crashed"], told
+    assert told["crashed"] <= told["spenders_killed"] + told["service_killed"] * processes, told
+
+
+def test_where_the_service_is_away_no_call_goes_out(
+    drill: Drill, server: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "PATIENCE", 0.3)
+    with session(server, "units") as api:
+        assert api.get(f"{server.address}/ok").ok
+        drill.service.kill()
+        drill.service.wait()
+        with pytest.raises(BudgetUnavailable, match=r"standpiped on the host does not answer"):
+            api.get(f"{server.address}/ok")
+        assert server.calls == 1
+        drill.service = drill.started()
+        assert api.get(f"{server.address}/ok").ok
+    assert server.calls == 2
+    told = drill.result()
+    assert told["spent"] + told["crashed"] == 2  # it was killed before it had read that the call was answered
+
+
+def test_a_budget_that_the_pipeline_does_not_name_is_refused(
+    drill: Drill, server: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(server, "another") as api, pytest.raises(BudgetUnavailable, match="does not name budget 'another'"):
+        api.get(f"{server.address}/ok")
+    (drill.door / "token").chmod(0o644)
+    (drill.door / "token").write_text("not the one")
+    monkeypatch.setattr(task, "_mine", task.Mine())
+    with session(server, "units") as api, pytest.raises(BudgetUnavailable, match="token is not this pipeline's"):
+        api.get(f"{server.address}/ok")
+    assert server.calls == 0
+
+
+def test_the_books_of_the_service_are_damaged_and_it_fails_closed(
+    drill: Drill, short_path: Path, server: Counting
+) -> None:
+    books = short_path / "var/lib/standpipe/budgets.sqlite3"
+    drill.end()
+    books.with_name("budgets.sqlite3-wal").unlink(missing_ok=True)
+    books.write_bytes(b"no database" * 1000)
+    drill.service = drill.started()
+    with session(server, "units") as api:
+        with pytest.raises(BudgetUnavailable, match="not a database"):
+            api.get(f"{server.address}/ok")
+        assert server.calls == 0
+        books.unlink()  # as somebody who knows what he does
+        assert api.get(f"{server.address}/ok").ok
+
+
+def test_sqlite_here_can_do_what_the_books_need() -> None:
+    assert sqlite3.sqlite_version_info >= (3, 35)  # RETURNING
