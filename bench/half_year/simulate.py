@@ -32,6 +32,7 @@ EXAMPLE = HERE.parents[1] / "examples" / "arxiv"
 sys.path[:0] = [str(HERE), str(EXAMPLE)]
 
 import model  # noqa: E402
+import picture  # noqa: E402
 import requests  # noqa: E402
 
 from arxlive import openalex, rank, store  # noqa: E402
@@ -62,7 +63,7 @@ def serving(world: model.World, folder: Path) -> Iterator[tuple[str, Path]]:
     works, clock = folder / "works.json", folder / "now"
     works.write_text(json.dumps({"works": world.works}), encoding="utf-8")
     clock.write_text(f"{model.BEGIN}T00:00:00+00:00")
-    server = EXAMPLE / "openalex_server" / "server.py"
+    server = EXAMPLE / "openalex_server" / "serve.py"
     process = subprocess.Popen(
         [sys.executable, "-S", "-E", "-B", server, "--works", works, "--port", "0", "--now-from", clock, *UNLIMITED],
         stdout=subprocess.PIPE,
@@ -76,7 +77,7 @@ def serving(world: model.World, folder: Path) -> Iterator[tuple[str, Path]]:
         yield said.group(), clock
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.communicate(timeout=10)
 
 
 def live(world: model.World, policy: str, most_titles: int, weeks: int = model.WEEKS) -> Lived:
@@ -85,7 +86,7 @@ def live(world: model.World, policy: str, most_titles: int, weeks: int = model.W
     with tempfile.TemporaryDirectory() as name, requests.Session() as session:
         folder = Path(name)
         with serving(world, folder) as (url, clock):
-            night_of = {"ancestor": Ancestor, "this": This}[policy](folder, session, url, most_titles)
+            night_of: Ancestor | This = POLICIES[policy](folder, session, url, most_titles)
             coming = list(reversed(world.papers))
             for offset in range(weeks * 7 + 1):
                 day = model.BEGIN + timedelta(days=offset)
@@ -145,6 +146,9 @@ class This:
             store.save(self.engine, day, "", Page(records, 1, len(records), None, last=True, day_over=True))
         match(self.engine, self.client, day, self.most_titles, Outcome())
         return {kept.paper_id: (kept.work, kept.way) for kept in store.matched_on(self.engine, day)}
+
+
+POLICIES: dict[str, type[Ancestor | This]] = {"ancestor": Ancestor, "this": This}
 
 
 def _record(paper: model.Paper) -> Record:
@@ -250,8 +254,6 @@ def main() -> int:
     if options.table:
         options.table.write_text(made + "\n" + table(results), encoding="utf-8")
     if options.picture:
-        import picture
-
         options.picture.write_text(picture.draw(results), encoding="utf-8")
     return 0
 

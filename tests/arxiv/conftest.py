@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arxiv"
 SERVER = EXAMPLE / "oai_server" / "server.py"
-OPENALEX = EXAMPLE / "openalex_server" / "server.py"
+OPENALEX = EXAMPLE / "openalex_server" / "serve.py"
 REAL_RECORDS = Path(__file__).parents[2].parent / "shared" / "arxiv"
 # A pipeline in a container finds its package on PYTHONPATH; here its folder takes that place.
 sys.path[:0] = [str(EXAMPLE), str(EXAMPLE / "oai_server")]

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DOI_GROWTH = 0.15  # of a paper's age until its DOIs are asked for again
+DOI_GROWTH = 0.1  # of a paper's age until its DOIs are asked for again
 TITLE_GROWTH = 1.0  # likewise its title: at twice the age
 JITTER = 0.15  # of an interval, either way
-COME = 0.5  # a title is first asked for at the age at which this share of papers has come by DOI
-EARLIEST, LATEST = 3, 30  # days: the bounds of that age
+COME = 0.4  # a title is first asked for at the age at which this share of papers has come by DOI
+EARLIEST, LATEST = 5, 30  # days: the bounds of that age
 LAST = 365  # days; the longest interval
 
 

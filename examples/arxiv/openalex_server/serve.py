@@ -1,4 +1,4 @@
-"""A small server of OpenAlex's protocol, for demonstrations and tests: `python3 server.py --works
+"""A small server of OpenAlex's protocol, for demonstrations and tests: `python3 serve.py --works
 works.json --port 8081`.
 
 The standard library is all that it needs. It answers what a matcher asks (works by DOIs, by title,
