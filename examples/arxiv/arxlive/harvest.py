@@ -129,7 +129,8 @@ def _one_pass(
         if number == 1:
             day_over = _response_date(root).date() > day
         try:
-            answer.raise_for_oaipmh_error()
+            if root.find(f"{OAI}error") is not None:  # the library reads the document a second time
+                answer.raise_for_oaipmh_error()
         except NoRecordsMatch:
             if number > 1:
                 raise HarvestError(f"{day}: no records match, in the middle of the list") from None
