@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+import requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import date
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arxiv"
 SERVER = EXAMPLE / "oai_server" / "server.py"
+OPENALEX = EXAMPLE / "openalex_server" / "serve.py"
 REAL_RECORDS = Path(__file__).parents[2].parent / "shared" / "arxiv"
 # A pipeline in a container finds its package on PYTHONPATH; here its folder takes that place.
 sys.path[:0] = [str(EXAMPLE), str(EXAMPLE / "oai_server")]
@@ -80,6 +83,64 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         process.wait(timeout=5)
         assert process.stdout is not None
         process.stdout.close()
+
+
+@dataclass(frozen=True)
+class OpenAlex:
+    """A running server of OpenAlex's protocol; `clock` is the file with the time that it lives in."""
+
+    base_url: str
+    clock: Path
+    process: subprocess.Popen[str]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many calls of each kind reached it."""
+        counted: dict[str, int] = requests.get(f"{self.base_url}/counts", timeout=10).json()
+        return counted
+
+    def is_now(self, day: date) -> None:
+        """Set its time to noon of a day."""
+        self.clock.write_text(f"{day}T12:00:00+00:00")
+
+
+class ServeWorks(Protocol):
+    """Start a server with works and options of its command line."""
+
+    def __call__(self, works: list[dict[str, Any]] | Path, *options: str | Path) -> OpenAlex: ...
+
+
+@pytest.fixture
+def serve_works(tmp_path: Path) -> Iterator[ServeWorks]:
+    """Give a function that starts servers of OpenAlex's protocol, and stop them after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(works: list[dict[str, Any]] | Path, *options: str | Path) -> OpenAlex:
+        number = len(started)
+        path = works if isinstance(works, Path) else tmp_path / f"works-{number}.json"
+        if isinstance(works, list):
+            path.write_text(json.dumps({"works": works}), encoding="utf-8")
+        clock = tmp_path / f"openalex-clock-{number}"
+        clock.write_text("2026-11-20T12:00:00+00:00")
+        arguments: list[str | Path] = [sys.executable, "-S", "-E", "-B", OPENALEX, "--port", "0"]
+        arguments += ["--works", path, "--now-from", clock, "--quiet", *options]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        said = re.search(r"(http://[^/]+)/works", process.stdout.readline())
+        assert said
+        return OpenAlex(said.group(1), clock, process)
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(timeout=5)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def work(key: str, title: str, doi: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return an entry of a works file."""
+    return {"key": key, "doi": doi, "title": title, "authors": ["Ada Lovelace", "Emmy Noether"], "year": 2020, **more}
 
 
 def paper(paper_id: str, day: str | None, **more: Any) -> dict[str, Any]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from oaipmh_scythe.exceptions import BadArgument, CannotDisseminateFormat, OAIPMHException
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from arxlive.harvest import RESTARTS, HarvestError, retry_after
+from arxlive.harvest import RESTARTS, HarvestError, read_day, retry_after
 from arxlive.records import RecordError
-from arxlive.store import Paper, Sighting, mark_of, open_store
+from arxlive.store import Paper, Progress, Sighting, mark_of, open_store, progress_of, save
 from arxlive.tasks import HarvestDay
 
 from .conftest import REAL_RECORDS, needs_real_records, paper, papers_of
@@ -313,6 +313,72 @@ def test_a_day_that_has_not_ended_is_stored_but_not_done(serve: Serve, tmp_path:
     assert harvest(serve(papers_of(str(today), 12)), tmp_path, today).complete()
     assert len(stored(tmp_path)) == 12
     assert not is_done(tmp_path, today)
+
+
+def broken_off(server: Server, tmp_path: Path, pages: int) -> None:
+    """Read so many pages of the day, store them, and go no further, as a process that is killed then."""
+    engine = open_store(f"sqlite:///{tmp_path}/arxlive.sqlite3")
+    for page in itertools.islice(read_day(server.base_url, DAY, pace=0.0), pages):
+        save(engine, DAY, "", page, server.base_url)
+
+
+def test_a_reading_that_was_broken_off_goes_on_with_the_next_page(serve: Serve, tmp_path: Path) -> None:
+    server = serve(papers_of(str(DAY), 25))
+    broken_off(server, tmp_path, 2)
+    harvest(server, tmp_path)
+    assert list(stored(tmp_path)) == IDS_OF_25
+    assert is_done(tmp_path)
+    asked = [path for _, path, _ in server.requests()]
+    assert [path.count("resumptionToken") for path in asked] == [0, 1, 1]
+    assert len(set(asked)) == 3  # no page twice
+    assert progress_of(open_store(f"sqlite:///{tmp_path}/arxlive.sqlite3"), DAY, "", server.base_url) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token": "verb%3DListRecords"},
+        {"expires": "2026-11-19T00:00:00Z"},
+        {"size": 26},  # a paper has left the day since
+    ],
+    ids=["refused", "expired", "changed"],
+)
+def test_a_reading_that_cannot_go_on_begins_anew(serve: Serve, tmp_path: Path, change: dict[str, Any]) -> None:
+    server = serve(papers_of(str(DAY), 25))
+    broken_off(server, tmp_path, 2)
+    with Session(open_store(f"sqlite:///{tmp_path}/arxlive.sqlite3")) as session, session.begin():
+        session.execute(update(Progress).values(**change))
+    harvest(server, tmp_path)
+    assert list(stored(tmp_path)) == IDS_OF_25
+    assert is_done(tmp_path)
+    assert set(sightings(tmp_path).values()) == {"new"}
+    assert sum("from=" in path for _, path, _ in server.requests()) == 2
+
+
+def test_a_day_that_has_not_ended_is_read_from_its_beginning(serve: Serve, tmp_path: Path) -> None:
+    today = datetime.now(UTC).date()
+    server = serve(papers_of(str(today), 25))
+    engine = open_store(f"sqlite:///{tmp_path}/arxlive.sqlite3")
+    for page in itertools.islice(read_day(server.base_url, today, pace=0.0), 2):
+        save(engine, today, "", page, server.base_url)
+    assert progress_of(engine, today, "", server.base_url) is None
+
+
+def test_a_reading_does_not_go_on_at_another_server(serve: Serve, tmp_path: Path) -> None:
+    first, second = serve(papers_of(str(DAY), 25)), serve(papers_of(str(DAY), 25))
+    broken_off(first, tmp_path, 2)
+    harvest(second, tmp_path)
+    assert len(second.requests()) == 3
+    assert is_done(tmp_path)
+
+
+def test_a_list_that_loses_a_paper_while_it_is_read_is_read_anew(serve: Serve, tmp_path: Path) -> None:
+    server = serve(papers_of(str(DAY), 25), "--shrink-after-page", "1")
+    harvest(server, tmp_path)
+    # The first paper left the day after page 1; the eleventh would have been passed over.
+    assert list(stored(tmp_path)) == IDS_OF_25
+    assert is_done(tmp_path)
+    assert sum("from=" in path for _, path, _ in server.requests()) == 2
 
 
 def test_a_set_is_harvested_and_marked_by_itself(serve: Serve, tmp_path: Path) -> None:

@@ -175,6 +175,41 @@ def test_a_run_killed_in_mid_harvest_is_finished_by_the_next_one(serve: Serve, t
     assert report(tmp_path, DAY)["new"] == 40
 
 
+def test_a_bulk_day_killed_at_every_page_is_read_once_and_stored_once(serve: Serve, tmp_path: Path) -> None:
+    pages, size = 6, 500
+    server = serve(papers_of(str(DAY), pages * size), "--page-size", str(size), "--slow", "0.1")
+    parameters = ("--date", str(DAY), "--production", "--lookback-days", "0")
+    engine = open_store(f"sqlite:///{tmp_path}/data/arxlive.sqlite3")
+    with engine.begin() as connection:  # what is written twice leaves a trace
+        connection.exec_driver_sql("create table twice (paper_id text)")
+        wrote = "after update on paper begin insert into twice values (new.paper_id); end"
+        connection.exec_driver_sql(f"create trigger again {wrote}")
+    for page in range(1, pages):
+        running = subprocess.Popen(
+            command(server, tmp_path, *parameters),
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while rows(tmp_path, "select count(*) from paper") < [(page * size,)]:
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait(timeout=5)
+    luigi(server, tmp_path, *parameters)
+    assert rows(tmp_path, "select count(*) from paper") == [(pages * size,)]
+    assert rows(tmp_path, "select count(*) from twice") == [(0,)]
+    assert rows(tmp_path, "select done, records from mark") == [(1, pages * size)]
+    assert rows(tmp_path, "select kind, count(*) from sighting group by kind") == [("new", pages * size)]
+    asked = [path for _, path, _ in server.requests()]
+    assert sum("from=" in path for path in asked) == 1
+    assert len(asked) <= 2 * pages - 1  # of each kill at most the page that was under way
+
+
 def test_several_workers_still_ask_one_at_a_time_at_the_pace(serve: Serve, tmp_path: Path) -> None:
     server = serve(papers_of(str(DAY), 12))
     parameters = ("--date", str(DAY), "--production", "--lookback-days", "3", "--workers", "3")

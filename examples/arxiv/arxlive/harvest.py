@@ -29,6 +29,8 @@ from arxlive.records import OAI, Record, parse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from arxlive.store import Progress
+
 # Luigi prints what is logged below its own logger.
 log = logging.getLogger("luigi-interface.arxlive")
 
@@ -56,33 +58,55 @@ class Page:
     size: int | None
     last: bool
     day_over: bool
+    token: str = ""  # what the next page is asked for with, and until when, as the server says it
+    expires: str = ""
 
 
-def read_day(base_url: str, day: date, *, set_spec: str = "", pace: float = 3.0, retries: int = 5) -> Iterator[Page]:
+class _Changed(Exception):
+    """The list is no more the one that was begun; the message says how."""
+
+
+def read_day(
+    base_url: str,
+    day: date,
+    *,
+    set_spec: str = "",
+    pace: float = 3.0,
+    retries: int = 5,
+    since: Progress | None = None,
+) -> Iterator[Page]:
     """Yield every page of the papers whose datestamp is `day` (UTC), in `set_spec` or in all sets.
 
     `pace` is the least time in seconds before each request; `retries` is how often one request is
     repeated after a broken connection, 429, 5xx or a page that is not whole. A refused resumption
     token begins the day anew, RESTARTS times: whoever stores the pages must bear to see a record
-    again. An empty day is one empty page. Raises HarvestError, or the library's OAIPMHException for
-    an error that the server names.
+    again. `since` is where an earlier reading was broken off: it goes on there, if its token is still
+    taken and the list is as long as it was; else it begins anew. An empty day is one empty page.
+    Raises HarvestError, or the library's OAIPMHException for an error that the server names.
     """
     config = HTTPConfig(user_agent=f"arxlive {HTTPConfig.user_agent}")
     with Scythe(base_url, http_config=config) as client:
         for restarts_left in reversed(range(RESTARTS + 1)):
             try:
-                yield from _one_pass(client, day, set_spec, pace, retries)
+                yield from _one_pass(client, day, set_spec, pace, retries, since)
             except BadResumptionToken as error:
                 if not restarts_left:
                     raise HarvestError(
                         f"{day}: a resumption token was refused {RESTARTS + 1} times: {error}"
                     ) from error
                 log.warning("%s: the resumption token was refused (%s): beginning anew", day, error)
+            except _Changed as error:
+                if not restarts_left:
+                    raise HarvestError(f"{day}: the list changed {RESTARTS + 1} times: {error}") from error
+                log.warning("%s: %s: beginning anew", day, error)
             else:
                 return
+            since = None
 
 
-def _one_pass(client: Scythe, day: date, set_spec: str, pace: float, retries: int) -> Iterator[Page]:
+def _one_pass(
+    client: Scythe, day: date, set_spec: str, pace: float, retries: int, since: Progress | None
+) -> Iterator[Page]:
     query = {
         "verb": "ListRecords",
         "metadataPrefix": "arXiv",
@@ -95,12 +119,18 @@ def _one_pass(client: Scythe, day: date, set_spec: str, pace: float, retries: in
     size = None
     so_far = 0
     day_over = False
-    for number in itertools.count(1):
+    first = 1
+    if since is not None and not _expired(since.expires):
+        first, so_far, size, day_over = since.number + 1, since.so_far, since.size, True
+        query = {"verb": "ListRecords", "resumptionToken": since.token}
+        log.info("%s: going on after page %d, %d records", day, since.number, so_far)
+    for number in itertools.count(first):
         answer, root = _ask(client, query, pace, retries)
         if number == 1:
             day_over = _response_date(root).date() > day
         try:
-            answer.raise_for_oaipmh_error()
+            if root.find(f"{OAI}error") is not None:  # the library reads the document a second time
+                answer.raise_for_oaipmh_error()
         except NoRecordsMatch:
             if number > 1:
                 raise HarvestError(f"{day}: no records match, in the middle of the list") from None
@@ -115,6 +145,10 @@ def _one_pass(client: Scythe, day: date, set_spec: str, pace: float, retries: in
         # Exactly as it came: a token means something to its server alone.
         resume = (token.text or "") if token is not None else ""
         if token is not None and (stated := token.get("completeListSize", "")).isdecimal():
+            # A paper that is revised leaves a day that is over, and all after it move up: a token that
+            # counts by offset would pass over as many as have left.
+            if day_over and size not in (None, int(stated)):
+                raise _Changed(f"the list had {size} records, and has {stated}")
             size = int(stated)
         if not resume.strip():
             _check_size(day, so_far, size, day_over)
@@ -123,8 +157,18 @@ def _one_pass(client: Scythe, day: date, set_spec: str, pace: float, retries: in
         if resume in tokens:
             raise HarvestError(f"{day}: page {number} leads back to an earlier one")
         tokens.add(resume)
-        yield Page(records, number, so_far, size, last=False, day_over=day_over)
+        expires = (token.get("expirationDate") or "") if token is not None else ""
+        yield Page(records, number, so_far, size, last=False, day_over=day_over, token=resume, expires=expires)
         query = {"verb": "ListRecords", "resumptionToken": resume}
+
+
+def _expired(expires: str) -> bool:
+    """Say whether a token's time is over, by this machine's clock; the server has the last word."""
+    try:
+        moment = datetime.fromisoformat(expires)
+    except ValueError:
+        return False
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) <= datetime.now(UTC)
 
 
 def _check_size(day: date, so_far: int, size: int | None, day_over: bool) -> None:

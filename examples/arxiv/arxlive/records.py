@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OAI = "{http://www.openarchives.org/OAI/2.0/}"
 ARXIV = "{http://arxiv.org/OAI/arXiv/}"
+NAMES = frozenset({"keyname", "forenames", "suffix"})
 
 
 class RecordError(ValueError):
@@ -58,11 +59,11 @@ def parse(element: Element) -> Record:
     header = element.find(f"{OAI}header")
     if header is None:
         raise RecordError("a record without a header")
-    identifier = _line(header, f"{OAI}identifier")
+    identifier = _line(header.find(f"{OAI}identifier"))
     if identifier is None:
         raise RecordError("a record without an identifier")
     paper_id = identifier.removeprefix("oai:arXiv.org:")
-    datestamp = _day(identifier, header, f"{OAI}datestamp")
+    datestamp = _day(identifier, "datestamp", header.find(f"{OAI}datestamp"))
     if datestamp is None:
         raise RecordError(f"{identifier}: no datestamp")
     if header.get("status") == "deleted":
@@ -70,23 +71,26 @@ def parse(element: Element) -> Record:
     paper = element.find(f"{OAI}metadata/{ARXIV}arXiv")
     if paper is None:
         raise RecordError(f"{identifier}: no metadata, and not deleted")
+    fields: dict[str, Element] = {}
+    for child in paper:
+        fields.setdefault(child.tag.removeprefix(ARXIV), child)
     record = Record(
         paper_id,
         datestamp,
         deleted=False,
-        created=_day(identifier, paper, f"{ARXIV}created"),
-        updated=_day(identifier, paper, f"{ARXIV}updated"),
-        title=_line(paper, f"{ARXIV}title"),
-        authors=[_author(author) for author in paper.iterfind(f"{ARXIV}authors/{ARXIV}author")],
-        categories=_line(paper, f"{ARXIV}categories"),
-        comments=_line(paper, f"{ARXIV}comments"),
-        report_no=_line(paper, f"{ARXIV}report-no"),
-        journal_ref=_line(paper, f"{ARXIV}journal-ref"),
-        doi=_line(paper, f"{ARXIV}doi"),
-        msc_class=_line(paper, f"{ARXIV}msc-class"),
-        acm_class=_line(paper, f"{ARXIV}acm-class"),
-        license=_line(paper, f"{ARXIV}license"),
-        abstract=_text(paper, f"{ARXIV}abstract"),
+        created=_day(identifier, "created", fields.get("created")),
+        updated=_day(identifier, "updated", fields.get("updated")),
+        title=_line(fields.get("title")),
+        authors=[_author(author) for author in fields.get("authors", ())],
+        categories=_line(fields.get("categories")),
+        comments=_line(fields.get("comments")),
+        report_no=_line(fields.get("report-no")),
+        journal_ref=_line(fields.get("journal-ref")),
+        doi=_line(fields.get("doi")),
+        msc_class=_line(fields.get("msc-class")),
+        acm_class=_line(fields.get("acm-class")),
+        license=_line(fields.get("license")),
+        abstract=_text(fields.get("abstract")),
     )
     for name in ("created", "title", "categories"):
         if getattr(record, name) is None:
@@ -94,31 +98,34 @@ def parse(element: Element) -> Record:
     return record
 
 
-def _text(parent: Element, path: str) -> str | None:
-    return (parent.findtext(path) or "").strip() or None
+def _text(element: Element | None) -> str | None:
+    return None if element is None else (element.text or "").strip() or None
 
 
-def _line(parent: Element, path: str) -> str | None:
+def _line(element: Element | None) -> str | None:
     # arXiv wraps long titles, names and comments; the line breaks mean nothing.
-    return " ".join((parent.findtext(path) or "").split()) or None
+    return None if element is None else " ".join((element.text or "").split()) or None
 
 
-def _day(identifier: str, parent: Element, path: str) -> date | None:
-    text = _line(parent, path)
+def _day(identifier: str, name: str, element: Element | None) -> date | None:
+    text = _line(element)
     if text is None:
         return None
     try:
         return date.fromisoformat(text[:10])
     except ValueError as error:
-        raise RecordError(f"{identifier}: {path.rpartition('}')[2]} is no date: {text!r}") from error
+        raise RecordError(f"{identifier}: {name} is no date: {text!r}") from error
 
 
 def _author(author: Element) -> dict[str, str | list[str]]:
     names: dict[str, str | list[str]] = {}
-    for part in ("keyname", "forenames", "suffix"):
-        if name := _line(author, f"{ARXIV}{part}"):
-            names[part] = name
-    places = [" ".join((place.text or "").split()) for place in author.iterfind(f"{ARXIV}affiliation")]
+    places = []
+    for child in author:
+        part = child.tag.removeprefix(ARXIV)
+        if part == "affiliation":
+            places.append(" ".join((child.text or "").split()))
+        elif part in NAMES and part not in names and (text := _line(child)):
+            names[part] = text
     if places:
         names["affiliation"] = places
     return names

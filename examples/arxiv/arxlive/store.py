@@ -7,23 +7,27 @@ process writes at a time; whoever reads sees whole pages only.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    Connection,
     Double,
     Engine,
     ForeignKey,
     NullPool,
     String,
     Text,
+    bindparam,
     create_engine,
+    delete,
     func,
+    insert,
     make_url,
     select,
+    update,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -93,6 +97,67 @@ class Mark(Base):
     read_at: Mapped[float] = mapped_column(Double)
 
 
+class Progress(Base):
+    """Up to which page a day's list was stored, and the token that the rest is asked for with.
+
+    It is written with each page and removed with the mark.
+    """
+
+    __tablename__ = "progress"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    set_spec: Mapped[str] = mapped_column(String(80), primary_key=True)
+    base_url: Mapped[str] = mapped_column(Text)
+    number: Mapped[int]
+    so_far: Mapped[int]
+    size: Mapped[int]
+    token: Mapped[str] = mapped_column(Text)
+    expires: Mapped[str] = mapped_column(String(40))
+
+
+class Asked(Base):
+    """When OpenAlex was asked for a paper that it may not have, and when it is asked again.
+
+    `first` is the day of the first question. `doi` is the journal's DOI that was asked for beside
+    arXiv's own. `title_due` is empty as long as the title was not asked for.
+    """
+
+    __tablename__ = "asked"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    first: Mapped[date]
+    doi: Mapped[str | None] = mapped_column(Text)
+    doi_asked: Mapped[date]
+    doi_times: Mapped[int]
+    doi_due: Mapped[date] = mapped_column(index=True)
+    title_times: Mapped[int]
+    title_due: Mapped[date | None] = mapped_column(index=True)
+
+
+class Matched(Base):
+    """The work of OpenAlex that a paper is.
+
+    `way` is `arxiv-doi`, `journal-doi` or `title`, `score` how sure it is (1 is certain). `first` and
+    `found` are the days of the first question and of the answer; the rest is the work's.
+    """
+
+    __tablename__ = "matched"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    work: Mapped[str] = mapped_column(String(32), index=True)
+    way: Mapped[str] = mapped_column(String(16))
+    score: Mapped[float] = mapped_column(Double)
+    doi: Mapped[str | None] = mapped_column(Text)
+    title: Mapped[str | None] = mapped_column(Text)
+    year: Mapped[int | None]
+    first: Mapped[date]
+    found: Mapped[date]
+
+
+HEADER = ("paper_id", "datestamp", "deleted")
+COLUMNS = tuple(column.key for column in Paper.__table__.columns)
+
+
 def open_store(url: str) -> Engine:
     """Connect to the database at a SQLAlchemy URL, and make its tables where they are missing."""
     database = make_url(url)
@@ -106,52 +171,79 @@ def open_store(url: str) -> Engine:
     return engine
 
 
-def save(engine: Engine, day: date, set_spec: str, page: Page) -> None:
-    """Store one page of a day in one transaction, and with the last page the day's mark."""
-    with Session(engine) as session, session.begin():
+def save(engine: Engine, day: date, set_spec: str, page: Page, base_url: str = "") -> None:
+    """Store one page of a day in one transaction, and with the last page the day's mark.
+
+    With any other page, where the list goes on: see `progress_of`.
+    """
+    with engine.begin() as connection:
         for start in range(0, len(page.records), ASKED_AT_ONCE):
-            _upsert(session, day, page.records[start : start + ASKED_AT_ONCE])
+            _upsert(connection, day, page.records[start : start + ASKED_AT_ONCE])
+        where = {"day": day, "set_spec": set_spec}
+        connection.execute(delete(Progress).filter_by(**where))
         if page.last:
-            mark = Mark(
-                day=day,
-                set_spec=set_spec,
-                done=page.day_over,
-                records=page.so_far,
-                read_at=time.time(),
-            )
-            session.merge(mark)
+            connection.execute(delete(Mark).filter_by(**where))
+            mark = {"done": page.day_over, "records": page.so_far, "read_at": time.time()}
+            connection.execute(insert(Mark).values(**where, **mark))
+        elif page.token and page.day_over and page.size is not None:
+            so_far = {"number": page.number, "so_far": page.so_far, "size": page.size}
+            token = {"base_url": base_url, "token": page.token, "expires": page.expires}
+            connection.execute(insert(Progress).values(**where, **so_far, **token))
 
 
-def _upsert(session: Session, day: date, records: Sequence[Record]) -> None:
+def _upsert(connection: Connection, day: date, records: Sequence[Record]) -> None:
     ids = {record.paper_id for record in records}
-    papers = {paper.paper_id: paper for paper in session.scalars(select(Paper).where(Paper.paper_id.in_(ids)))}
+    query = select(Paper.paper_id, Paper.datestamp).where(Paper.paper_id.in_(ids))
+    newest: dict[str, date] = {row.paper_id: row.datestamp for row in connection.execute(query)}
+    inserts: dict[str, dict[str, Any]] = {}
+    updates: dict[str, dict[str, Any]] = {}
     kinds = {}
     for record in records:
-        paper = papers.get(record.paper_id)
-        kinds[record.paper_id] = "deleted" if record.deleted else "updated" if paper else "new"
-        if paper is None:
-            papers[record.paper_id] = Paper(**asdict(record))
-            session.add(papers[record.paper_id])
-        elif record.datestamp < paper.datestamp:
+        paper_id = record.paper_id
+        known = paper_id in newest
+        kinds[paper_id] = "deleted" if record.deleted else "updated" if known else "new"
+        if not known:
+            inserts[paper_id] = {name: getattr(record, name) for name in COLUMNS}
+        elif record.datestamp < newest[paper_id]:
             continue  # an older day that is read later does not undo what is newer
-        elif record.deleted:
-            paper.deleted, paper.datestamp = True, record.datestamp
         else:
-            for name, value in asdict(record).items():
-                setattr(paper, name, value)
-    session.flush()  # a sighting refers to its paper
-    seen_before = {
-        sighting.paper_id: sighting
-        for sighting in session.scalars(select(Sighting).where(Sighting.day == day, Sighting.paper_id.in_(ids)))
-    }
-    for paper_id, kind in kinds.items():
-        sighting = seen_before.get(paper_id)
-        if sighting is None:
-            session.add(Sighting(paper_id=paper_id, day=day, kind=kind))
-        elif kind == "deleted":
-            sighting.kind = kind
-        # Otherwise the day is read once more, and what the paper was at first stays true.
-    session.flush()
+            row = inserts[paper_id] if paper_id in inserts else updates.setdefault(paper_id, {})
+            # A deleted paper keeps what was known of it.
+            row.update({name: getattr(record, name) for name in (HEADER if record.deleted else COLUMNS)})
+        newest[paper_id] = record.datestamp
+    if inserts:
+        connection.execute(insert(Paper), list(inserts.values()))
+    which = update(Paper).where(Paper.paper_id == bindparam("which"))
+    for length in (len(HEADER), len(COLUMNS)):
+        if rows := [{**row, "which": row["paper_id"]} for row in updates.values() if len(row) == length]:
+            connection.execute(which, rows)
+    _see(connection, day, kinds)
+
+
+def _see(connection: Connection, day: date, kinds: dict[str, str]) -> None:
+    """Note that a day's list held these papers, and what they were then.
+
+    Where the day is read once more, what a paper was at first stays true, unless it is deleted now.
+    """
+    query = select(Sighting.paper_id).where(Sighting.day == day, Sighting.paper_id.in_(kinds))
+    before = set(connection.scalars(query))
+    rows = [{"paper_id": one, "day": day, "kind": kind} for one, kind in kinds.items() if one not in before]
+    if rows:
+        connection.execute(insert(Sighting), rows)
+    if gone := [one for one in before if kinds[one] == "deleted"]:
+        those = update(Sighting).where(Sighting.day == day, Sighting.paper_id.in_(gone))
+        connection.execute(those.values(kind="deleted"))
+
+
+def progress_of(engine: Engine, day: date, set_spec: str, base_url: str) -> Progress | None:
+    """Return where the reading of a day was broken off and can go on; None where it begins anew.
+
+    It can where the day had ended before the reading began and the server says how many records the
+    list has: only then can it be told that the list is still the one that was begun.
+    """
+    with Session(engine) as session:
+        kept = session.get(Progress, (day, set_spec))
+    return kept if kept is not None and kept.base_url == base_url else None
 
 
 def mark_of(engine: Engine, day: date, set_spec: str) -> Mark | None:
@@ -180,3 +272,16 @@ def papers_in_store(engine: Engine) -> int:
     """Count the papers that are not deleted."""
     with Session(engine) as session:
         return session.scalar(select(func.count()).where(Paper.deleted.is_(False))) or 0
+
+
+def matches_in_store(engine: Engine) -> int:
+    """Count the papers that are not deleted and whose work is known."""
+    query = select(func.count()).select_from(Paper).join(Matched).where(Paper.deleted.is_(False))
+    with Session(engine) as session:
+        return session.scalar(query) or 0
+
+
+def matched_on(engine: Engine, day: date) -> list[Matched]:
+    """Return the matches that were found on a day."""
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(select(Matched).where(Matched.found == day)))

@@ -18,7 +18,8 @@ import datetime as dt
 import json
 import logging
 import os
-from functools import cache
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,6 +29,8 @@ from sqlalchemy import make_url
 
 from arxlive import store
 from arxlive.harvest import read_day
+from arxlive.match import Client, Outcome, match
+from arxlive.openalex import Spent, by_dois, by_title
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,8 +137,9 @@ class HarvestDay(ArxivTask):
     def run(self) -> None:
         """Store page after page; the last one together with the mark."""
         name = f"{self.day} {self.set_spec}".strip()
-        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace):
-            store.save(self.engine(), self.day, self.set_spec, page)
+        since = store.progress_of(self.engine(), self.day, self.set_spec, self.base_url)
+        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since):
+            store.save(self.engine(), self.day, self.set_spec, page, self.base_url)
             of = "" if page.size is None else f" of {page.size}"
             log.info("%s: page %d, %d records so far%s", name, page.number, page.so_far, of)
             if page.last:
@@ -150,6 +154,17 @@ class DatedTask(ArxivTask):
     lookback_days = luigi.IntParameter(default=7, description="how many days before it are made up for")
     sets = luigi.StrParameter(
         default="", description="OAI sets with commas between, as cs,physics:hep-th; default: all"
+    )
+    openalex_url = luigi.StrParameter(
+        default="",
+        significant=False,
+        description="https://api.openalex.org, or who speaks its protocol; default: papers are not matched",
+    )
+    openalex_budget = luigi.StrParameter(
+        default="openalex", significant=False, description="the budget that every request to it is counted against"
+    )
+    title_searches = luigi.IntParameter(
+        default=60, significant=False, description="how many papers a run asks for by title, at most"
     )
 
     def days(self) -> list[dt.date]:
@@ -182,12 +197,7 @@ class Report(DatedTask):
 
     def complete(self) -> bool:
         """Ask the file; a report on a day that had not ended is written anew by every run."""
-        path = Path(self.output().path)
-        try:
-            final = json.loads(path.read_bytes())["final"]
-        except FileNotFoundError:
-            return False
-        return bool(final) or path.stat().st_mtime >= STARTED.timestamp()
+        return _is_final(Path(self.output().path))
 
     def run(self) -> None:
         """Write the report in one step: it is there whole, or not at all."""
@@ -237,10 +247,82 @@ class Report(DatedTask):
         return gaps
 
 
+class MatchPapers(DatedTask):
+    """`reports/DATE-openalex.json`: what OpenAlex was asked for, what was found, and what is left.
+
+    A budget that ends is no failure: what was asked until then is stored, the report says what is
+    left, and the task is not done: the next run, of this date or another, goes on there.
+    """
+
+    resources = {"openalex": 1}  # noqa: RUF012 - as above
+
+    def requires(self) -> list[HarvestDay]:
+        """Ask for every day first: their papers are what is matched."""
+        return list(self.harvests())
+
+    def output(self) -> luigi.LocalTarget:
+        """Name the report's file."""
+        directory = "reports" if self.production else "reports-dev"
+        path = Path(self.data_dir) / directory / f"{self.date}-openalex.json"
+        return luigi.LocalTarget(path)  # type: ignore[no-untyped-call]  # no types in Luigi's targets
+
+    def complete(self) -> bool:
+        """Ask the file; a run that its budget ended leaves a report that is not final."""
+        return _is_final(Path(self.output().path))
+
+    def run(self) -> None:
+        """Match what is due, and write the report."""
+        # Only who matches needs Standpipe's budgets.
+        from arxlive.budgeted import BudgetSpent, open_session
+
+        outcome, ended = Outcome(), None
+        base_url = self.openalex_url.rstrip("/")
+        with open_session(self.openalex_budget) as session:
+            client = Client(partial(by_dois, session, base_url), partial(by_title, session, base_url))
+            try:
+                match(self.engine(), client, STARTED.date(), self.title_searches, outcome)
+            except (BudgetSpent, Spent) as end:
+                ended = str(end)
+        report = {
+            "date": self.date.isoformat(),
+            "final": ended is None,
+            "ended": ended,
+            **asdict(outcome),
+            "papers_in_store": store.papers_in_store(self.engine()),
+            "matched_in_store": store.matches_in_store(self.engine()),
+        }
+        with self.output().open("w") as out:  # type: ignore[no-untyped-call]  # likewise
+            out.write(json.dumps(report, indent=2) + "\n")
+        if ended:
+            log.warning("%s; left for the next run: %d papers by DOI, %d by title",
+                        ended, outcome.left_by_doi, outcome.left_by_title)  # fmt: skip
+        log.info(
+            "%s: OpenAlex: %d found of %d asked for by DOI, %d of %d by title; %d of %d papers are matched",
+            self.date,
+            outcome.found_by_doi,
+            outcome.asked_by_doi,
+            outcome.found_by_title,
+            outcome.asked_by_title,
+            report["matched_in_store"],
+            report["papers_in_store"],
+        )
+
+
+def _is_final(path: Path) -> bool:
+    """Say whether a report is final, or was written by this run."""
+    try:
+        final = json.loads(path.read_bytes())["final"]
+    except FileNotFoundError:
+        return False
+    return bool(final) or path.stat().st_mtime >= STARTED.timestamp()
+
+
 class RootTask(DatedTask, luigi.WrapperTask):
-    """Everything for one date: the days, and the report on them."""
+    """Everything for one date: the days, the report on them, and the matches where they are asked for."""
 
     def requires(self) -> Iterator[luigi.Task]:
         """Ask for the days too: a report does not prove that the store still has them."""
         yield from self.harvests()
         yield self.derive(Report)
+        if self.openalex_url:
+            yield self.derive(MatchPapers)

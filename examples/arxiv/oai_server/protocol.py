@@ -6,7 +6,7 @@ there a resumption token is a percent-encoded query that counts by offset and en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -58,6 +58,7 @@ class Repository:
     token_tail: str = ""
     overstate: int = 0  # added to completeListSize
     state_size: bool = True  # whether completeListSize is given at all
+    _lists: dict[tuple[str, ...], tuple[list[Item], list[Item]]] = field(default_factory=dict)
 
     def page_number(self, arguments: list[tuple[str, str]]) -> int:
         """Return which page of a list is asked for, from 1."""
@@ -137,13 +138,7 @@ class Repository:
             skip = int(given.pop("skip"))
         prefix = _prefix(given["metadataPrefix"])
         first, last = _window(given)
-        chosen = [
-            item
-            for item in self.items()
-            if first <= _day(item) <= last
-            and (prefix in item.metadata or not item.metadata)
-            and ("set" not in given or any(f"{s}:".startswith(f"{given['set']}:") for s in item.sets))
-        ]
+        chosen = self._chosen(first, last, prefix, given.get("set", ""))
         if not chosen:
             raise OaiError("noRecordsMatch", "nothing in these days and this set")
         if skip >= len(chosen) and skip:
@@ -178,6 +173,23 @@ class Repository:
         if datetime.fromisoformat(state.pop("expires")) <= datetime.now(UTC):
             raise OaiError("badResumptionToken", "the token has expired")
         return state
+
+    def _chosen(self, first: date, last: date, prefix: str, spec: str) -> list[Item]:
+        """Return what a list has; it is kept for its next pages, as long as the items are the same."""
+        items, key = self.items(), (str(first), str(last), prefix, spec)
+        kept_of, kept = self._lists.get(key, ([], []))
+        if kept_of is not items:
+            kept = [
+                item
+                for item in items
+                if first <= _day(item) <= last
+                and (prefix in item.metadata or not item.metadata)
+                and (not spec or any(f"{one}:".startswith(f"{spec}:") for one in item.sets))
+            ]
+            if len(self._lists) >= 100:
+                self._lists.clear()
+            self._lists[key] = (items, kept)
+        return kept
 
 
 def document(base_url: str, attributes: str, body: str) -> str:

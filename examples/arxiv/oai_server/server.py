@@ -16,12 +16,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
-from functools import partial
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from catalogue import load, load_recorded, spread
+from catalogue import Item, load, load_recorded, spread
 from protocol import OaiError, Repository, document
 
 
@@ -32,6 +32,7 @@ class Faults:
     options: argparse.Namespace
     requests: Counter[str] = field(default_factory=Counter)
     happened: Counter[str] = field(default_factory=Counter)
+    gone: int = 0  # how many papers have left the catalogue, from its beginning
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def busy(self, client: str) -> bool:
@@ -56,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers /oai; every other path is 404."""
 
     protocol_version = "HTTP/1.1"  # one connection for all requests, as arXiv asks for
+    wbufsize = -1  # an answer leaves in one piece: two would wait for each other on one connection
 
     def __init__(self, repository: Repository, faults: Faults, options: argparse.Namespace, *args: object) -> None:
         """Take what all requests share, and what the server tells of one."""
@@ -107,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             return whole[: len(whole) * 2 // 3]
         if strikes("html", options.html_page, page):
             return b"<!DOCTYPE html><html><body>Down for maintenance<br></body></html>"
+        if page == options.shrink_after_page:
+            self.faults.gone = 1
         return whole
 
     def _send(self, status: int, kind: str, body: bytes, *headers: tuple[str, str]) -> None:
@@ -153,6 +157,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--html-page", type=int, metavar="K", help="send HTML instead of page K")
     add("--error-on-page", type=int, metavar="K", help="answer page K with --error")
     add("--error", default="badArgument", metavar="CODE")
+    add("--shrink-after-page", type=int, metavar="K",
+        help="once page K was sent, the first paper has left, as one that was revised does")  # fmt: skip
     add("--fault-times", type=int, metavar="N", help="each of these N times; default: always")
     add("--slow", type=float, default=0.0, metavar="S", help="seconds before each answer")
     options = parser.parse_args(argv)
@@ -170,8 +176,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     loaded = [item for path in options.catalogue for item in load(path)]
     loaded += load_recorded(options.recorded)
+
+    faults = Faults(options)
+
+    @lru_cache(maxsize=1)
+    def papers(until: date, gone: int) -> list[Item]:
+        return spread(loaded, options.spread_over_days, until)[gone:]
+
     repository = Repository(
-        lambda: spread(loaded, options.spread_over_days, options.until or datetime.now(UTC).date()),
+        lambda: papers(options.until or datetime.now(UTC).date(), faults.gone),
         options.page_size,
         options.token_tail,
         options.overstate,
@@ -179,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     # As PID 1 of a container a process without a handler would not hear SIGTERM at all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    handler = partial(Handler, repository, Faults(options), options)
+    handler = partial(Handler, repository, faults, options)
     with ThreadingHTTPServer((options.host, options.port), handler) as server:
         host, port = server.server_address[:2]
         print(f"{len(loaded)} papers at http://{host!s}:{port}/oai", flush=True)

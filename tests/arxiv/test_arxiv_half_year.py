@@ -1,0 +1,63 @@
+"""The simulated half year, in small: the model is what it says, and both policies live through it."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+HALF_YEAR = Path(__file__).parents[2] / "bench" / "half_year"
+sys.path.insert(0, str(HALF_YEAR))
+
+import model  # noqa: E402
+import picture  # noqa: E402
+import simulate  # noqa: E402
+
+NO_RECORDS = Path("/nonexistent")  # the example's catalogue, on every machine the same
+
+
+def test_the_same_seed_makes_the_same_world_and_another_seed_another_one() -> None:
+    assert model.world(10.0, copies=2, records=NO_RECORDS) == model.world(10.0, copies=2, records=NO_RECORDS)
+    assert model.world(10.0, copies=2, records=NO_RECORDS, seed=2) != model.world(10.0, copies=2, records=NO_RECORDS)
+
+
+def test_worlds_differ_in_their_lags_alone() -> None:
+    worlds = {lag: model.world(lag, records=NO_RECORDS) for lag in model.LAGS}
+    for lag, made in worlds.items():
+        assert made.papers == worlds[3.0].papers
+        assert [work["title"] for work in made.works] == [work["title"] for work in worlds[3.0].works]
+        waits = [
+            (fact.findable_from - paper.arrives).total_seconds() / 86400
+            for paper in made.papers
+            if (fact := made.truth[paper.paper_id]).findable_from
+        ]
+        assert median(waits) == pytest.approx(lag, rel=0.15)
+
+
+def test_papers_arrive_on_real_weekdays_and_have_titles_of_their_own() -> None:
+    made = model.world(10.0, records=NO_RECORDS)
+    _, origin = model.seeds(NO_RECORDS)
+    assert len({paper.title for paper in made.papers}) == len(made.papers) == 10 * len(origin)
+    real = Counter(seed.created.weekday() for seed in origin)
+    assert Counter(paper.arrives.weekday() for paper in made.papers) == {day: 10 * n for day, n in real.items()}
+    ways = Counter(fact.known_by for fact in made.truth.values())
+    assert ways["never"] / len(made.papers) == pytest.approx(model.NEVER, abs=0.04)
+    assert min(ways.values()) > 50
+
+
+def test_in_small_this_policy_finds_what_every_title_every_night_finds_for_few_of_its_calls() -> None:
+    result = simulate.compare(3.0, NO_RECORDS, copies=2, weeks=8, most_titles=60)
+    theirs, ours = result["judged"]["ancestor"], result["judged"]["this"]
+    assert theirs.searches_a_month == theirs.calls_a_month > 100
+    assert len(theirs.right) > 90
+    assert ours.wrong == theirs.wrong == 0
+    assert len(ours.right & theirs.right) / len(theirs.right) >= 0.95
+    # Eight weeks are short, and so few papers are half a call by DOI each night: the whole half year is below a tenth.
+    assert ours.calls_a_month / theirs.calls_a_month <= 0.3
+    assert "| 3 days | this one |" in simulate.table([result])
+    drawn = ET.fromstring(picture.draw([result]))  # noqa: S314 - made here
+    assert len(drawn.findall("{http://www.w3.org/2000/svg}polyline")) == 4
