@@ -122,3 +122,11 @@ def test_the_message_of_a_url_that_is_none_has_nothing_of_it() -> None:
         PostgresDatabase("postgresql://standpipe:pass/word@database/books?" + "hunter2")
     assert "word" not in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+def test_what_a_run_said_last_is_heard_before_its_end(teller: Teller, client: socket.socket, books: Books) -> None:
+    for number in range(5):
+        reserve(client, str(number))
+    say(client, *({"settle": "ten", "id": str(number)} for number in range(5)))
+    teller.end("run")
+    assert spent(books) == 5
