@@ -87,9 +87,11 @@ class Teller:
 
         def do() -> None:
             try:
-                for key in list(self._selector.get_map().values()):
-                    if key.data is not None and key.data.run == run:
-                        self._drop(key.data)
+                clients = [key.data for key in self._selector.get_map().values() if key.data and key.data.run == run]
+                unread = [(client, order) for client in clients for order in self._read(client)]
+                self._answer([(client, order) for client, order in unread if "reserve" not in order])
+                for client in clients:
+                    self._drop(client)
                 terms = self._declared()
                 self._write_books(lambda books: [books.crash(terms[name], run) for name in sorted(terms)])
             finally:
