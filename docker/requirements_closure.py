@@ -8,7 +8,6 @@ Runs inside image builds, under the base image's own Python, with nothing instal
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 INCLUDE = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[ =]?\s*(\S+)")
@@ -20,7 +19,9 @@ LOCKS = {
     "pylock.toml": "uv pip compile pylock.toml --generate-hashes --output-file requirements.txt",
     "pyproject.toml": "uv pip compile pyproject.toml --generate-hashes --output-file requirements.txt",
 }
-LOCAL = re.compile(r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:\.{0,2}/|\.\s*$|file:)")
+WHERE = r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:[^\s@/:]+\s*@\s*)?"
+LOCAL = re.compile(WHERE + r"(?:\.\s*$|file:|[^\s:@#;=-][^\s:@#;=]*/|/)")
+REPOSITORY = re.compile(WHERE + r"(?:git|hg|svn|bzr)\+")
 
 
 def copy(source: Path, requirements: Path, destination: Path, included_by: str = "") -> None:
@@ -47,6 +48,11 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if LOCAL.match(line):
             sys.exit(f"requirements: {requirements}:{number} installs from a local path: {line}")
+        if REPOSITORY.match(line):
+            sys.exit(
+                f"requirements: {requirements}:{number} installs from a repository, which the step that installs has no"
+                " program for. Name its archive (https://.../archive/COMMIT.tar.gz), or a package of an index"
+            )
         include = INCLUDE.match(line)
         if include and "://" not in include[1]:
             copy(
@@ -59,12 +65,7 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
 
 if __name__ == "__main__":
     there = Path(sys.argv[3])
-    try:
-        copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
-    except SystemExit as end:
-        print(end.code, file=sys.stderr, flush=True)
-        time.sleep(1)  # BuildKit may lose what a step says in the instant of its end
-        sys.exit(1)
+    copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
     # One hash means that all are wanted: what has none is then refused.
     hashed = any(HASH.search(path.read_text(encoding="utf-8")) for path in there.rglob("*") if path.is_file())
     (there / ".options").write_text("--require-hashes\n" if hashed else "")

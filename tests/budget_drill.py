@@ -1,6 +1,6 @@
 """A drill: many processes spend one budget through the real service, and any of them, or the service, is killed.
 
-    python tests/budget_drill.py --units 10000 --processes 64 --kills 1000
+    python tests/budget_drill.py --units 10000 --processes 64 --kills 1000 [--database postgresql://...]
 
 Every kill is a SIGKILL at a random moment; one in ten hits the service, which is started again at once, as by systemd.
 Puts out JSON: what was granted by the processes' own count, and what the books say in the end.
@@ -35,8 +35,8 @@ budgets: [{name: units}]
 class Drill:
     """One service and its spenders, below a directory of their own."""
 
-    def __init__(self, root: Path, units: int, processes: int, think: float) -> None:
-        """Declare a budget and start the service."""
+    def __init__(self, root: Path, units: int, processes: int, think: float, database: str | None = None) -> None:
+        """Declare a budget and start the service; its books are in a file, or in a database of nothing else."""
         self.root, self.units, self.processes, self.think = root, units, processes, think
         self.door = root / "run/standpipe/pipelines/drill"
         self.granted = root / "granted"
@@ -47,6 +47,8 @@ class Drill:
         ):
             (root / "etc/standpipe" / path).parent.mkdir(parents=True, exist_ok=True)
             (root / "etc/standpipe" / path).write_text(text)
+        if database:
+            (root / "etc/standpipe/budgets-database").write_text(database)
         self.service = self.started()
         self.spenders: set[int] = set()
         self.killed = self.service_killed = 0
@@ -114,7 +116,7 @@ class Drill:
     def result(self) -> dict[str, int]:
         """End the service, charge what nobody closed, and say what the books hold."""
         self.end()
-        database = spending.open_database(str(self.root / "var/lib/standpipe/budgets.sqlite3"))
+        database = opened(self.root)
         terms = spending.Terms("units", self.units * spending.SCALE)
         with spending.books(database) as books:
             open_at_the_end = books.crash(terms, "by hand")
@@ -132,6 +134,16 @@ class Drill:
             "service_killed": self.service_killed,
             "processes": self.processes,
         }
+
+
+def opened(root: Path) -> spending.Database:
+    """Open the books of a drill."""
+    url = root / "etc/standpipe/budgets-database"
+    if url.exists():
+        from standpipe.budgets.postgres import PostgresDatabase
+
+        return PostgresDatabase(url.read_text())
+    return spending.open_database(str(root / "var/lib/standpipe/budgets.sqlite3"))
 
 
 def spend(door: Path, granted: Path, think: float) -> None:
@@ -161,10 +173,11 @@ def main() -> None:
     parser.add_argument(
         "--think", type=float, default=0.3, help="at most so many seconds between two calls of a process"
     )
+    parser.add_argument("--database", metavar="URL", help="keep the books in this PostgreSQL database, which is empty")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sp") as root:
-        drill = Drill(Path(root), asked.units, asked.processes, asked.think)
+        drill = Drill(Path(root), asked.units, asked.processes, asked.think, asked.database)
         drill.run(asked.kills, random.Random(asked.seed))  # noqa: S311  # likewise
         print(json.dumps(drill.result()))
 

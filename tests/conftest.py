@@ -40,7 +40,9 @@ class ProcessEngine:
     break_after: int | None = None  # lines after which the next connection to a log breaks
     refuses_removal: Exception | None = None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+    def start(
+        self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None, output: Path | None = None
+    ) -> None:
         os.fstat(life)  # raises where it is not open
         if self.refuses:
             raise self.refuses
@@ -94,6 +96,9 @@ class ProcessEngine:
                     return
                 time.sleep(0.01)
 
+    def wait(self, container: str) -> None:
+        self.processes[container].wait()
+
     def stop(self, container: str, grace: int) -> None:
         self.processes[container].terminate()
 
@@ -114,6 +119,9 @@ class ProcessEngine:
         return True
 
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
+        return []
+
+    def discard_networks(self, pipeline: str) -> list[str]:
         return []
 
     def version(self) -> str:

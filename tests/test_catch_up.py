@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from conftest import DECLARED, ProcessEngine
 from standpipe import backfill, catch_up, paths, runner, slots
 from standpipe.engines import CannotStart
 from standpipe.errors import EngineUnavailable, UsageError
-from standpipe.ledger import Ledger, Run, timestamp
+from standpipe.ledger import Ledger, Run, SlotRecorded, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
 ZONES = ("UTC", "Europe/London", "America/New_York", "Australia/Lord_Howe")
@@ -69,88 +71,180 @@ def test_a_slot_that_is_cron_s_own_to_start_is_left_to_it() -> None:
 
 
 class Host:
-    """A host whose clock and power are the test's: cron and catch-up as they are, runs that take no time."""
+    """A host whose clock and power are the test's: cron and catch-up as they are; runs take their time."""
 
-    def __init__(self, ledger: Ledger, plan_schedule: Schedule, now: datetime) -> None:
+    def __init__(self, ledger: Ledger, plan_schedule: Schedule, now: datetime, seed: int = 0, retries: int = 0) -> None:
         self.ledger = ledger
-        self.pipeline = Pipeline.model_validate(
-            yaml.safe_load(DECLARED) | {"schedule": plan_schedule.model_dump(mode="json")}
-        )
+        document = yaml.safe_load(DECLARED) | {
+            "schedule": plan_schedule.model_dump(mode="json"),
+            "retries": {"count": retries, "delay": "40m"},
+        }
+        self.pipeline = Pipeline.model_validate(document)
+        self.schedule = plan_schedule
+        self.now = now
+        self.chance = Random(seed)  # noqa: S311  # no secret is made of it
+        self.going: tuple[str, datetime, str] | None = None  # the run, when it ends, and how
+        self.looks: set[datetime] = set()  # when catch-up has something to see: every five minutes is the rule
+        self.attempts = 0
         ledger.register(self.pipeline, now)
 
     def known(self) -> Any:
         return self.ledger.registered("arxlive")[0]
 
-    def start(self, trigger: str, slot: datetime, now: datetime) -> None:
-        run = str(ULID())
-        if self.ledger.claim(run, "arxlive", trigger, date(2026, 1, 1), slot, now) is None:
-            self.ledger.settle(run, "succeeded", exit_code=0, ended_at=timestamp(now))
+    def start(self, trigger: str, slot: datetime | None, minutes: float = 0, outcome: str = "succeeded") -> None:
+        self.attempts += 1
+        run = f"{self.attempts:026}"
+        with suppress(SlotRecorded):
+            if self.ledger.claim(run, "arxlive", trigger, date(2026, 1, 1), slot, self.now) is None:
+                self.going = run, self.now + timedelta(minutes=minutes), outcome
+                if not minutes:
+                    self.end(outcome)
+
+    def try_slot(self, trigger: str, slot: datetime) -> None:
+        minutes = self.chance.choice((0, 0, 1, 50, 500)) if self.pipeline.retries.count else 0
+        outcome = self.chance.choice(("succeeded", "failed", "timed_out")) if minutes else "succeeded"
+        self.start(trigger, slot, minutes, outcome)
+
+    def end(self, outcome: str) -> None:
+        assert self.going
+        run = self.ledger.run(self.going[0])
+        assert run
+        at = runner.retry_at(self.pipeline, run, outcome, None, self.now)
+        self.ledger.settle(run.id, outcome, exit_code=1, ended_at=timestamp(self.now), retry_at=at)
+        self.going = None
+        self.looks |= {self.now + timedelta(minutes=1)} | ({at} if at else set())
 
     def cron(self, now: datetime) -> None:
+        self.now = now
         slot = runner.due_slot(self.ledger, self.known(), now)
         if slot:
-            self.start("scheduled", slot, now)
+            self.try_slot("scheduled", slot)
 
     def catch_up(self, now: datetime) -> None:
+        self.now = now
         catch_up.take_back_the_future(self.ledger, nothing, now)
         seen = self.ledger.watched(now)
         down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
         for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
-            self.start(trigger, slot, now)
+            if self.ledger.running("arxlive"):
+                return  # as work_through
+            if trigger == "retry" and now > slot + timedelta(seconds=self.schedule.start_within):
+                self.ledger.give_up("arxlive", slot)  # as try_slot
+            else:
+                self.try_slot(trigger, slot)
+
+    def live(self, minutes: int) -> None:
+        """Be up: cron at each slot, catch-up whenever there is something for it to see."""
+        end = self.now + timedelta(minutes=minutes)
+        named = slots.after(self.schedule, self.now)
+        slot = next(named)
+        while True:
+            events = [end, slot, *self.looks, *([self.going[1]] if self.going else [])]
+            # What lies behind a clock that was set is seen at once; a run ends by its own time.
+            self.now = max(self.now, min(events))
+            if self.going and self.going[1] <= self.now:
+                self.end(self.going[2])
+            while slot <= self.now < end:
+                self.cron(self.now)
+                self.looks.add(self.now + timedelta(minutes=3))
+                slot = next(named)
+            if any(look <= self.now for look in self.looks) or self.now >= end:
+                self.looks = {look for look in self.looks if look > self.now}
+                self.ledger.watched(self.now - timedelta(minutes=5))
+                self.catch_up(self.now)
+            if self.now >= end:
+                return
+
+    def be_off(self, minutes: int) -> None:
+        """Lose power, and whatever runs with it; somebody may be quicker at the boot than catch-up."""
+        self.now += timedelta(minutes=minutes)
+        if self.going:
+            self.end("interrupted")
+        if self.chance.random() < 0.5:
+            self.start("manual", None, 200)
+        self.catch_up(self.now)
+
+    def set_clock(self, minutes: int) -> None:
+        """Have another time, at once; what runs goes on for as long as it would have."""
+        self.now += timedelta(minutes=minutes)
+        if self.going:
+            self.going = self.going[0], self.going[1] + timedelta(minutes=minutes), self.going[2]
+        self.looks = {self.now}
+        if minutes < 0 or self.chance.random() < 0.5:  # a slot that the clock jumps over is not seen by cron
+            self.cron(self.now)
 
 
-@settings(max_examples=25, deadline=None)
+A_DAY = 24 * 60  # minutes
+FULL = bool(os.environ.get("STANDPIPE_FULL"))
+LIFE = st.one_of(
+    st.tuples(st.just("up"), st.integers(1, (150 if FULL else 60) * A_DAY)),
+    st.tuples(st.just("off"), st.integers(1, 20 * A_DAY)),
+    st.tuples(st.just("set"), st.integers(-20 * A_DAY, 20 * A_DAY)),
+    st.tuples(st.just("hold"), st.integers(1, 3 * A_DAY)),  # somebody's own run is in the way
+)
+
+
+@settings(max_examples=100 if FULL else 8, deadline=None)
 @given(
     zone=st.sampled_from(ZONES),
     line=st.sampled_from(LINES),
     policy=st.sampled_from(("latest", "all", "skip")),
-    begins=st.integers(0, 700 * 24 * 60),  # minutes
-    steps=st.lists(
-        st.tuples(
-            st.sampled_from(("up", "up", "up", "off", "jump")),
-            st.integers(1, 60 * 24 * 20),  # minutes
-        ),
-        max_size=12,
-    ),
+    within=st.sampled_from(("1h", "6h", "3d")),
+    begins=st.integers(0, 700 * A_DAY),
+    retries=st.integers(0, 2),
+    seed=st.integers(0, 2**32),
+    life=st.lists(LIFE, max_size=30 if FULL else 8),
 )
-def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through(
+def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_years(
     tmp_path_factory: pytest.TempPathFactory,
     zone: str,
     line: str,
     policy: str,
+    within: str,
     begins: int,
-    steps: list[tuple[str, int]],
+    retries: int,
+    seed: int,
+    life: list[tuple[str, int]],
 ) -> None:
-    now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=begins)
+    registered = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=begins)
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "ledger.sqlite3")
-    chosen = schedule(cron=line, timezone=zone, if_missed=policy)
-    host = Host(ledger, chosen, now)
-    registered = newest = now
-    for what, minutes in steps:
-        end = now + timedelta(minutes=minutes)
+    ledger._connection.execute("PRAGMA synchronous = OFF")  # years of runs in seconds
+    chosen = schedule(cron=line, timezone=zone, if_missed=policy, start_within=within)
+    host = Host(ledger, chosen, registered, seed, retries)
+    newest = registered
+    for what, minutes in [*life, ("up", 400 * A_DAY)]:
         if what == "up":
-            # Cron at each slot, catch-up soon after it and at the end: between them nothing can happen.
-            for slot in slots.between(chosen, now, end):
-                host.cron(slot)
-                host.catch_up(slot + timedelta(minutes=3))
-            now = end
-            host.catch_up(now)
+            host.live(minutes)
         elif what == "off":
-            now = end
+            host.be_off(minutes)
+        elif what == "set":
+            host.set_clock(minutes)
         else:
-            now -= timedelta(minutes=minutes // 3)  # the clock goes back
-            host.cron(now)
-            host.catch_up(now)
-        newest = max(newest, now)
-    now = newest + timedelta(minutes=5)
-    host.catch_up(now)
-    host.catch_up(now)
+            if host.going is None:
+                host.start("manual", None, minutes)
+            host.live(minutes // 2)
+        newest = max(newest, host.now)
+    if newest > host.now:
+        host.set_clock(int((newest - host.now).total_seconds() // 60) + 1)
+    host.live(4 * A_DAY)  # the last retries are made or given up
+    host.catch_up(host.now)
+    if host.going:
+        host.end(host.going[2])
 
-    expected = list(slots.between(chosen, registered, now - catch_up.CRON_IS_PUNCTUAL))
-    recorded = ledger.recorded("arxlive", registered, now)
-    assert recorded == set(expected)
-    runs = [run.slot for run in ledger.history("arxlive", 100_000)]
-    assert len(runs) == len(set(runs)) == len(expected)
+    until = host.now - catch_up.CRON_IS_PUNCTUAL
+    expected = {timestamp(slot) for slot in slots.between(chosen, registered, until)}
+    terminal = {row["slot"]: row for row in ledger._select("SELECT * FROM slots")}
+    assert set(terminal) == expected
+    runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
+    firsts = [run.slot for run in runs.values() if run.trigger in ("scheduled", "catch-up")]
+    assert len(firsts) == len(set(firsts)) == len(expected)
+    for slot, row in terminal.items():
+        assert runs[row["run"]].slot == slot
+    recent = timestamp(host.now - timedelta(seconds=chosen.start_within))
+    assert [run for run in runs.values() if run.outcome is None] == []
+    assert [slot for slot, row in terminal.items() if row["retry_at"] and slot < recent] == []
+    done = [run.slot for run in runs.values() if run.outcome == "succeeded" and run.slot]
+    assert len(done) == len(set(done))
     ledger.close()
 
 
@@ -393,3 +487,15 @@ def test_a_range_that_is_none_is_told(host: Path) -> None:
         backfill.slots_of(pipeline, date(2026, 11, 2), date(2026, 11, 1), datetime.now(UTC))
     with pytest.raises(UsageError, match="has no schedule"):
         backfill.slots_of(declare(schedule=None), date(2026, 11, 1), date(2026, 11, 2), datetime.now(UTC))
+
+
+def test_catch_up_settles_what_a_dead_runner_left_of_a_pipeline_that_was_removed(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    ledger.claim("A", "removed", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    with runner.living_runner(ledger, "A") as life:
+        engine.start("removed", "A", [], life, None)
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    left = ledger.run("A")
+    assert left is not None
+    assert left.outcome == "succeeded"

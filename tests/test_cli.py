@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import DECLARED
-from standpipe import paths
+from standpipe import paths, runner
 from standpipe.cli import main, show_line
 from standpipe.engines import Line
 from standpipe.ledger import Ledger
@@ -183,6 +184,7 @@ def test_the_runs_of_a_damaged_ledger_are_recovered(
     paths.LEDGER.write_bytes(data)
     monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.containers", lambda _self: [])
     monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_images", lambda *_arguments: [])
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine.discard_networks", lambda *_arguments: [])
     assert main(["reconcile", "--no-wait"]) == 0
     told = capsys.readouterr().err
     assert "runs were recovered" in told
@@ -301,3 +303,26 @@ def test_a_negative_number_of_lines_is_wrong_usage(arguments: list[str]) -> None
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code == 2
+
+
+def test_status_shows_a_failure_and_that_a_slot_was_refused_since(
+    ran: Path, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now(UTC)
+    ledger.claim("02J", "arxlive", "scheduled", now.date(), now, now)
+    ledger.settle("02J", "skipped", reason="held", exit_code=75)
+    assert main(["status"]) == 0
+    assert "failed, then held  30 " in capsys.readouterr().out
+    assert main(["status", "--json"]) == 0
+    (pipeline,) = json.loads(capsys.readouterr().out)["pipelines"]
+    assert (pipeline["last"]["id"], pipeline["skipped_since"]["id"]) == (RUN, "02J")
+
+
+def test_a_stop_names_a_container_by_hand_that_is_no_run(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner.make_lock("arxlive")
+    assert main(["stop", "arxlive"]) == 0
+    assert "nothing is running" in capsys.readouterr().out
+    with (paths.LOCKS / "arxlive" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["stop", "arxlive"]) == 75
+    assert "has no run to stop; its lock is held by a container" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -494,3 +495,41 @@ def test_more_lines_than_the_host_counted_are_set_aside(tmp_path: Path, collecto
     collector.take_in(b"".join(short))
     collector.look()
     assert collector.receipt["count"] == 2
+
+
+def test_a_service_that_is_started_again_reads_nothing_that_it_has_confirmed(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = b"".join(spooled(tmp_path, [b"one", b"two"]))
+    collector.take_in(records)
+    collector.look()
+    seen = collector.intake.stat()
+    collector.intake.write_bytes(b"?" * len(records))
+    os.utime(collector.intake, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    collector.look()
+    assert collector.alarms == []
+    collector.take_in(b"?\n")  # as soon as more comes, all of it is held against the receipt
+    collector.look()
+    assert "a record was refused" in collector.alarms[0]
+
+
+def test_what_comes_anew_after_the_receipt_is_read_though_it_is_as_long(tmp_path: Path, collector: Collector) -> None:
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    collector.look()
+    collector.intake.unlink()
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"owt"])))
+    collector.look()
+    assert "was changed on the host" in collector.alarms[-1]
+
+
+def test_a_stop_is_heeded_between_two_records_and_loses_nothing(tmp_path: Path, collector: Collector) -> None:
+    lines = [b"%d" % number for number in range(1000)]
+    collector.take_in(b"".join(spooled(tmp_path, lines)))
+    for allowed in (1, 2, 300):
+        asked = chain(repeat(False, allowed), repeat(True)).__next__
+        collect.collect(collector.said.append, collector.alarms.append, lambda: True, asked_to_stop=asked)
+        assert len(collector.log) < 1000
+    assert not collector.receipt
+    collector.look()
+    assert [line.split()[2] for line in collector.log[:-1]] == [line.decode() for line in lines]
+    assert (collector.receipt["count"], collector.alarms) == (1000, [])

@@ -74,6 +74,7 @@ def test_what_was_put_out_can_be_read_again_and_is_the_same() -> None:
         ("schedule.cron", "0 3 * * 5#2", ["5#2"]),
         ("schedule.cron", "0~30 3 * * *", ["0~30"]),
         ("schedule.cron", "0 3 30 2 *", ["0 3 30 2 *", "0 3 * * 0-4"]),
+        ("schedule.timezone", "posixrules", ['"posixrules"', "is no time zone"]),
         ("schedule.timezone", "Europe/Lundon", ['"Europe/Lundon"', "Did you mean Europe/London"]),
         ("schedule.if_missed", "some", ['"some"', "latest", "all", "skip"]),
         ("name", "Arx_live", ['"Arx_live"', "2 to 22"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from standpipe.fleet import Parcel, Plan, Stock, differing, plan
+from standpipe.fleet import Parcel, Plan, Stock, Word, differing, digests, plan, words
 
 NOTHING = Plan(build={}, parcels=[])
 
@@ -70,3 +70,45 @@ def test_what_differs_is_told_with_its_hosts() -> None:
     identities = {"one": {"a": "sha256:1", "b": "sha256:1"}, "two": {"a": "sha256:2"}, "odd": {"a": "sha256:3"}}
     assert differing(identities, kinds) == ["a: sha256:1 on one; sha256:2 on two"]
     assert differing(identities | {"two": {"a": "sha256:1"}}, kinds) == []
+
+
+def test_a_base_image_has_the_digest_of_its_own_repository() -> None:
+    answer = {
+        "images": [
+            {"RepoTags": ["python:3.13-slim", "registry:5000/python:3.13-slim"],
+             "RepoDigests": ["python@sha256:1", "registry:5000/python@sha256:2"]},
+            {"RepoTags": ["loaded:1"], "RepoDigests": None},
+            {"RepoTags": None, "RepoDigests": ["python@sha256:0"]},
+        ]
+    }  # fmt: skip
+    names = ["python:3.13-slim", "registry:5000/python:3.13-slim", "loaded:1", "missing:1"]
+    assert digests(answer, names) == {
+        "python:3.13-slim": "sha256:1", "registry:5000/python:3.13-slim": "sha256:2", "loaded:1": ""
+    }  # fmt: skip
+
+
+def test_the_first_host_that_has_a_base_image_says_by_which_digest_all_have_it() -> None:
+    wants = {"new": ["base"], "old": ["base"], "older": ["base"]}
+    have = {"old": {"base": "sha256:1"}, "older": {"base": "sha256:0"}}
+    assert words(wants, have) == {"base": Word(host="old", digest="sha256:1")}
+    assert words(wants, have, builder="older") == {"base": Word(host="older", digest="sha256:0")}
+
+
+def test_one_host_asks_for_a_base_image_that_none_has() -> None:
+    wants = {"one": ["base"], "two": ["base", "other"]}
+    assert words(wants, {}) == {"base": Word(host="one", digest=None), "other": Word(host="two", digest=None)}
+
+
+def test_one_host_asks_for_a_newer_base_image_whatever_any_has() -> None:
+    wants = {"one": ["base"], "two": ["base"]}
+    assert words(wants, {"two": {"base": "sha256:1"}}, anew=True) == {"base": Word(host="one", digest=None)}
+
+
+def test_a_new_host_takes_the_base_image_of_hosts_that_are_not_of_this_play() -> None:
+    assert words({"new": ["base"]}, {"away": {"base": "sha256:1"}}) == {"base": Word(host="away", digest="sha256:1")}
+
+
+def test_a_base_image_that_was_loaded_by_hand_has_no_digest() -> None:
+    assert words({"one": ["base"]}, {"one": {"base": ""}}) == {"base": Word(host="one", digest="")}
+    have = {"one": {"base": ""}, "two": {"base": "sha256:1"}}
+    assert words({"one": ["base"], "two": ["base"]}, have) == {"base": Word(host="two", digest="sha256:1")}

@@ -18,17 +18,21 @@ from standpipe.logs.follow import DROPPED, ContainerGone, lines_until_the_end, s
 
 
 class Daemon:
-    """Gives what a daemon gives of a log that it is asked for again and again, and of its container."""
+    """Gives what a daemon gives of a log that it is asked for again and again, and of its container.
+
+    After the last connection the container has ended, and its log stays as it was then.
+    """
 
     def __init__(self, connections: list[list[Line]], gone: bool = False) -> None:
-        self.connections, self.gone = connections, gone
+        self.connections, self.gone, self.last = connections, gone, list[Line]()
 
     def log(self, _container: str) -> Iterator[Line]:
-        yield from self.connections.pop(0)
+        self.last = self.connections.pop(0) if self.connections else self.last
+        yield from self.last
 
     def find(self, _pipeline: str, _run: str) -> Container | None:
         running = bool(self.connections)
-        ended = None if running else timestamp(datetime(2026, 11, 23, tzinfo=UTC))
+        ended = None if running else timestamp(datetime(2099, 1, 1, tzinfo=UTC))  # a clock that was put back since
         return (
             None if self.gone else Container("c", "n", "r", running, None if running else 0, None, ended, "", None, "")
         )

@@ -174,3 +174,52 @@ def test_a_ledger_of_the_first_release_is_brought_forward_with_its_runs(host: Pa
     (run,) = ledger.history("arxlive", 5)
     assert (run.id, run.outcome, run.attempt, run.notice) == ("01J", "succeeded", 1, None)
     ledger.close()
+
+
+def test_the_recovery_of_a_pipeline_that_failed_before_its_ledger_was_brought_forward_is_news(host: Path) -> None:
+    path = paths.LEDGER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    histories = {
+        "well": ("failed", "succeeded"), "failing": ("succeeded", "failed"), "refused": ("timed_out", "skipped"),
+        "passed over": ("succeeded", "missed"), "new": (),
+    }  # fmt: skip
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        for migration in MIGRATIONS[:3]:
+            for statement in migration.split(";"):
+                old.execute(statement)
+        old.execute("PRAGMA user_version = 3")
+        for name, outcomes in histories.items():
+            old.execute("INSERT INTO pipelines (name, registered_at, schedule_since) VALUES (?, '', '')", (name,))
+            for number, outcome in enumerate(outcomes):
+                old.execute(
+                    "INSERT INTO runs (id, pipeline, trigger, date, state, outcome, reason, claimed_at)"
+                    " VALUES (?, ?, 'scheduled', '2026-11-23', 'settled', ?, ?, '2026-11-23T03:00:00.000000Z')",
+                    (f"{name} {number}", name, outcome, "superseded" if outcome == "missed" else None),
+                )
+    with closing(Ledger(path)) as ledger:
+        told = {name: ledger.trouble(name) for name in histories}
+    assert told == {"well": None, "failing": "failed", "refused": "timed_out", "passed over": None, "new": None}
+
+
+def test_a_slot_that_is_given_up_is_told_as_what_came_of_its_last_run(ledger: Ledger) -> None:
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    ledger.settle("A", "failed", exit_code=30, retry_at=NOW)
+    assert ledger.notices() == []  # it is to be tried again
+    ledger.give_up("arxlive", NOW)
+    ledger.give_up("arxlive", NOW)
+    assert [(run.id, run.notice) for run in ledger.notices()] == [("A", "failed")]
+
+
+def test_a_refused_attempt_hides_no_failure_and_is_not_hidden_by_one(ledger: Ledger) -> None:
+    minutes = [NOW + timedelta(minutes=number) for number in range(3)]
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    ledger.claim("B", "arxlive", "scheduled", DAY, minutes[1], minutes[1])  # refused: A is going
+    ledger.settle("A", "failed", exit_code=30, ended_at="2026-11-23T03:01:30.000000Z")
+    last = ledger.last("arxlive")
+    assert last is not None
+    assert (last.id, ledger.skipped_since("arxlive", last)) == ("A", None)
+    ledger.claim("C", "arxlive", "scheduled", DAY, minutes[2], minutes[2])
+    ledger.settle("C", "skipped", reason="held", exit_code=75)
+    later = ledger.skipped_since("arxlive", ledger.last("arxlive"))
+    assert later is not None
+    assert later.id == "C"

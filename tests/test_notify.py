@@ -293,3 +293,34 @@ def test_a_message_of_many_slots_lists_the_newest_and_counts_the_rest(ledger: Le
     assert "(5000 slots)" in title
     assert len(body.splitlines()) == 21
     assert body.startswith("and 4980 before")
+
+
+def test_the_metrics_say_at_its_start_that_a_run_is_going_and_lose_nothing_else(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    paths.METRICS.mkdir(parents=True)
+    path = paths.METRICS / "standpipe.prom"
+    seen: list[str] = []
+    for program in ("print()", "print()"):  # without a file, and with one
+        engine.program = program
+        runner.run(
+            ledger, engine, "arxlive", None, scheduled=False, listen=lambda _line: seen.append(path.read_text()),
+            say=nothing,
+        )  # fmt: skip
+        metrics.write(ledger)
+    for text in seen:
+        found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+        assert found["standpipe_running"] == 1
+    assert "standpipe_last_success_timestamp_seconds" in seen[1]
+    assert 'standpipe_running{pipeline="arxlive"} 0.0' in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_looks_like_a_secret_in_why_a_run_could_not_start_is_in_no_message(ledger: Ledger, host: Path) -> None:
+    now = datetime.now(UTC)
+    ledger.claim("A", "arxlive", "manual", now.date(), None, now)
+    ledger.settle(
+        "A", "failed", reason="image", exit_code=78, notice="failed", detail="pull https://me:hunter2@x/ failed"
+    )
+    _title, body = notify.message("arxlive", "failed", ledger.notices(), 20)
+    assert "why: pull https://***@x/ failed" in body

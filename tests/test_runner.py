@@ -360,3 +360,92 @@ def test_a_ledger_that_is_set_aside_during_a_run_has_its_outcome_in_the_new_one(
     assert run is not None
     with contextlib.closing(Ledger(paths.LEDGER)) as fresh:
         assert [(one.id, one.outcome) for one in fresh.history("arxlive", 9)] == [(run.id, "succeeded")]
+
+
+class UnwantedEngine:
+    """One that says when it is asked."""
+
+    def __getattr__(self, question: str) -> Any:
+        raise AssertionError(f"the engine was asked: {question}")
+
+
+def test_whoever_looks_settles_what_has_ended_and_waits_for_nothing_that_runs(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+    ledger.claim("B", "slow", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    engine.program = "import time; time.sleep(30)"
+    with runner.living_runner(ledger, "B") as life:
+        engine.start("slow", "B", [], life, None)
+    began = time.monotonic()
+    runner.settle_for_a_look(ledger, engine)
+    assert time.monotonic() - began < 5
+    assert [run.outcome for run in (ledger.run(run_id), ledger.run("B")) if run] == ["succeeded", None]
+    assert [run.id for run in runner.abandoned(ledger, but="arxlive")] == ["B"]
+
+
+def test_whoever_looks_asks_no_engine_about_a_run_whose_runner_lives(ledger: Ledger, host: Path) -> None:
+    ledger.claim("B", "slow", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    with runner.living_runner(ledger, "B"):
+        runner.settle_for_a_look(ledger, UnwantedEngine())
+        assert runner.abandoned(ledger, but="arxlive") == []
+
+
+def test_whoever_looks_is_shown_what_there_is_while_the_engine_is_away(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+
+    def away(_pipeline: str, _run: str) -> None:
+        raise EngineUnavailable("Docker is away")
+
+    monkeypatch.setattr(engine, "find", away)
+    runner.settle_for_a_look(ledger, engine)
+    assert [run.id for run in ledger.unfinished()] == [run_id]
+
+
+def test_cron_s_line_without_a_due_slot_settles_what_a_dead_runner_left(ledger: Ledger, engine: ProcessEngine) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+    assert by_cron(ledger, engine) is None
+    left = ledger.run(run_id)
+    assert left is not None
+    assert left.outcome == "succeeded"
+
+
+def test_a_run_that_its_own_entrypoint_refused_says_who_was_in_the_way(ledger: Ledger, engine: ProcessEngine) -> None:
+    engine.program = "import os; os._exit(75)"
+    run = by_hand(ledger, engine)
+    assert (run.outcome, run.reason, run.exit_code) == ("skipped", "held", 75)
+    assert run.detail == "held by a container, which was started by hand"
+
+
+def test_a_runner_that_dies_between_two_words_names_no_holder_that_is_none(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(schedule=None)
+
+    def die(*_arguments: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "conclude", die)
+    with pytest.raises(KeyboardInterrupt):
+        by_hand(ledger, engine)
+    assert (paths.LOCKS / "arxlive" / "holder").read_text() == ""
+
+
+def test_a_run_waits_for_whoever_settles_the_one_before_it(ledger: Ledger, engine: ProcessEngine) -> None:
+    run_id = leave_a_run(ledger, engine, ended=timedelta())
+    begun = threading.Event()
+
+    def settle() -> None:
+        with contextlib.closing(Ledger(paths.LEDGER)) as own, runner.living_runner(own, run_id, settling=True):
+            begun.set()
+            time.sleep(0.5)
+            runner.settle_one(own, engine, run_id, nothing, wait=False)
+
+    looks = threading.Thread(target=settle, daemon=True)
+    looks.start()
+    begun.wait(10)
+    assert by_hand(ledger, engine).outcome == "succeeded"
+    looks.join()
+    assert [run.outcome for run in ledger.history("arxlive", 5)] == ["succeeded", "succeeded"]

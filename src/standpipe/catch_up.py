@@ -81,6 +81,10 @@ def catch_up(
         if work or abandoned:
             job = partial(work_through, ledger, engine, name, work, listen, say)
             children[in_a_child(name, job, say)] = name
+    for left in ledger.unfinished():
+        if left.pipeline not in configuration.names() and not runner.has_living_runner(left.id):  # it was removed since
+            job = partial(work_through, ledger, engine, left.pipeline, [], listen, say)
+            children[in_a_child(left.pipeline, job, say)] = left.pipeline
     for child, name in children.items():
         _pid, status = os.waitpid(child, 0)
         if status:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from standpipe.errors import (
     STOPPED,
+    AlreadyRunning,
     ConfigurationError,
     InternalError,
     LedgerDamaged,
@@ -301,17 +302,22 @@ def open_ledger() -> Ledger:
 
 
 def settled_ledger() -> Ledger:
-    """Open the ledger for a look, with what dead runners left settled as far as that takes no waiting."""
+    """Open the ledger, with what dead runners left settled as far as that takes no waiting."""
     ledger = open_ledger()
     if ledger.unfinished():
-        from contextlib import suppress
-
         from standpipe import runner
         from standpipe.engines.compose import ComposeEngine
 
-        with suppress(StandpipeError):  # what cannot be settled now is shown as it stands
-            runner.settle_the_dead(ledger, ComposeEngine(), None)
+        runner.settle_for_a_look(ledger, ComposeEngine())
     return ledger
+
+
+def have_others_settled(ledger: Ledger, name: str) -> None:
+    """Have another process settle what dead runners left of other pipelines: a run is not kept waiting for theirs."""
+    from standpipe import runner
+
+    if runner.abandoned(ledger, but=name):
+        in_another_process("reconcile", "--no-wait")
 
 
 def recovered(path: Path) -> Ledger:
@@ -340,6 +346,7 @@ def call_run(arguments: argparse.Namespace) -> int:
 
     ledger = open_ledger()
     warn_of_the_clock(ledger, say)
+    have_others_settled(ledger, arguments.name)
     listen = quiet if arguments.scheduled else Viewer()
     try:
         run = runner.run(ledger, ComposeEngine(), arguments.name, arguments.date, arguments.scheduled, listen, say)
@@ -387,10 +394,15 @@ def pass_on(ledger: Ledger, ping: bool = False) -> None:
 
 def await_receipts() -> None:
     """Have another process ask for receipts for as long as it takes, while this one ends."""
+    in_another_process("reconcile", "--receipts")
+
+
+def in_another_process(*command: str) -> None:
+    """Have a command of this program done by a process of its own, which nobody waits for."""
     import subprocess
 
     subprocess.Popen(
-        [sys.executable, "-P", "-m", "standpipe", "reconcile", "--receipts"],
+        [sys.executable, "-P", "-m", "standpipe", *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -400,17 +412,20 @@ def await_receipts() -> None:
 
 
 def call_stop(arguments: argparse.Namespace) -> int:
-    """Stop a run; the exit code is 0 once it is settled, and where none was running."""
+    """Stop a run; the exit code is 0 once it is settled, and where none was running. What is nobody's run is named."""
     from standpipe import report, runner
     from standpipe.engines.compose import ComposeEngine
 
     ledger = open_ledger()
     require_known(ledger, arguments.name)
+    have_others_settled(ledger, arguments.name)
 
     def say(message: str) -> None:
         print(f"standpipe: {message}", file=sys.stderr, flush=True)
 
     run = runner.stop(ledger, ComposeEngine(), arguments.name, who_asks(), say)
+    if run is None and (by_hand := runner.holder_of_lock(ComposeEngine(), arguments.name)):
+        raise AlreadyRunning(f"{arguments.name} has no run to stop; its lock is held by {by_hand}: docker stop it")
     print(f"{run.pipeline}: run {run.id} {report.outcome(run)}" if run else f"{arguments.name}: nothing is running")
     return 0
 
@@ -425,7 +440,7 @@ def call_backfill(arguments: argparse.Namespace) -> int:
     from standpipe import backfill, configuration, runner
     from standpipe.engines.compose import ComposeEngine
 
-    ledger, pipeline = open_ledger(), configuration.load(arguments.name)
+    ledger, pipeline = settled_ledger(), configuration.load(arguments.name)
     runner.register(ledger, arguments.name, pipeline, datetime.now(UTC))
     todo = backfill.open_slots(ledger, pipeline, arguments.first, arguments.last, arguments.again)
     if arguments.dry_run:
@@ -697,6 +712,8 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     if not ledger.is_well():
         ledger.close()
         ledger = recovered(paths.LEDGER)
+    if arguments.forget or arguments.accept_loss or arguments.receipts:
+        runner.settle_for_a_look(ledger, ComposeEngine())
     if arguments.forget:
         if arguments.forget in configuration.names():
             raise ConfigurationError(f"{arguments.forget} is still declared on this host: remove it by site.yml first")
@@ -731,6 +748,7 @@ def call_collect(arguments: argparse.Namespace) -> int:
         lambda message: print(f"<4>{message}", flush=True),
         lambda: not arguments.once and not ended.wait(LOOK_AGAIN),
         None if arguments.compress_after is None else timedelta(days=arguments.compress_after),
+        ended.is_set,
     )
     return 0
 
@@ -805,7 +823,7 @@ def call_roll_back(arguments: argparse.Namespace) -> int:
     name = configuration.load(arguments.name).name
     engine = ComposeEngine()
     release = releases.roll_back(name, partial(engine.has_image, name), arguments.to)
-    ledger = open_ledger()
+    ledger = settled_ledger()
     runner.register(ledger, name, configuration.load(name), datetime.now(UTC))
     note(f"{name}: rolled back to the release {release.name} by {who_asks()}")
     print(f"{name}: the next run uses the release {release.name}, with the image {release.image}")

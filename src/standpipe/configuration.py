@@ -86,11 +86,16 @@ def settings() -> Settings:
 
 def image_of(path: Path) -> str:
     """Return the image that the settings of a Compose file name. Raises ConfigurationError where they are gone."""
+    return setting(path, "STANDPIPE_IMAGE")
+
+
+def setting(path: Path, name: str) -> str:
+    """Return one setting of a Compose file, "" where it is not set. Raises ConfigurationError where all are gone."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
-    return next((line.partition("=")[2] for line in lines if line.startswith("STANDPIPE_IMAGE=")), "")
+    return next((line.partition("=")[2] for line in lines if line.startswith(f"{name}=")), "")
 
 
 def credentials(name: str) -> list[str]:

@@ -30,6 +30,13 @@ class Plan(TypedDict):
     parcels: list[Parcel]
 
 
+class Word(TypedDict):
+    """By which digest all hosts have a base image: `host` knows it, or asks the registry where it is None."""
+
+    host: str
+    digest: str | None
+
+
 def plan(hosts: dict[str, Stock], others: dict[str, Stock], builder: str = "") -> Plan:
     """Say who builds and who gets what from whom.
 
@@ -66,6 +73,35 @@ def stock(answer: dict[str, Any], wants: list[str] | None = None, architecture: 
         wants=list(wants or []),
         has={tag: image["Id"] for image in answer.get("images") or [] for tag in image["RepoTags"] or []},
     )
+
+
+def digests(answer: dict[str, Any], names: list[str]) -> dict[str, str]:
+    """Read by which digest a host has each base image from what docker_host_info answers; "" is without one."""
+    found = {}
+    for image in answer.get("images") or []:
+        for name in set(image.get("RepoTags") or []).intersection(names):
+            repository = name.rpartition(":")[0]
+            pairs = [known.split("@") for known in image.get("RepoDigests") or []]
+            found[name] = min((digest for at, digest in pairs if at == repository), default="")
+    return found
+
+
+def words(
+    wants: dict[str, list[str]], have: dict[str, dict[str, str]], builder: str = "", anew: bool = False
+) -> dict[str, Word]:
+    """Say by which digest all hosts have each base image: one host's word, so that all build of the same.
+
+    `wants` are the hosts of this play, in its order, with the base images that their pipelines want; `have` may know of
+    others. With `anew` nobody's word counts, and one host asks the registry.
+    """
+    found = {}
+    for name in dict.fromkeys(name for names in wants.values() for name in names):
+        first = sorted((host for host in wants if name in wants[host]), key=lambda host: host != builder)
+        knows = [host for host in dict.fromkeys([*first, *have]) if name in have.get(host, {})]
+        knows.sort(key=lambda host: not have[host][name])  # one that was loaded by hand is nobody else's
+        host = first[0] if anew else next(iter([*knows, *first]))
+        found[name] = Word(host=host, digest=None if anew else have.get(host, {}).get(name))
+    return found
 
 
 def wanted(hosts: dict[str, Stock]) -> Iterator[tuple[str, str]]:

@@ -90,6 +90,14 @@ MIGRATIONS = (
     ALTER TABLE runs ADD COLUMN log_lines INTEGER;
     ALTER TABLE runs ADD COLUMN log_sha256 TEXT;
     """,
+    # Of a pipeline whose newest run went wrong before word was noted beside it, people were told: its recovery is news.
+    """
+    UPDATE pipelines SET told = newest.outcome FROM (
+        SELECT pipeline, outcome, max(id) FROM runs WHERE outcome NOT IN ('skipped', 'stopped')
+        AND NOT (outcome = 'missed' AND reason IN ('superseded', 'policy')) GROUP BY pipeline
+    ) AS newest WHERE newest.pipeline = pipelines.name AND pipelines.told IS NULL AND newest.outcome <> 'succeeded'
+    AND NOT EXISTS (SELECT 1 FROM slots WHERE slots.pipeline = pipelines.name AND retry_at IS NOT NULL);
+    """,
 )
 
 
@@ -437,9 +445,17 @@ class Ledger:
         return [(datetime.fromisoformat(row["slot"]), datetime.fromisoformat(row["retry_at"])) for row in rows]
 
     def give_up(self, pipeline: str, slot: datetime) -> None:
-        """Try a slot no more: what came of its last run is what came of it."""
+        """Try a slot no more: what came of its last run is what came of it, and somebody is told, as nobody was."""
         with self._transaction() as db:
-            db.execute("UPDATE slots SET retry_at = NULL WHERE pipeline = ? AND slot = ?", (pipeline, timestamp(slot)))
+            row = db.execute(
+                "SELECT slots.run, runs.outcome FROM slots JOIN runs ON runs.id = slots.run"
+                " WHERE slots.pipeline = ? AND slots.slot = ? AND slots.retry_at IS NOT NULL",
+                (pipeline, timestamp(slot)),
+            ).fetchone()
+            if row:
+                db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
+                db.execute("UPDATE runs SET notice = outcome WHERE id = ?", (row["run"],))
+                db.execute("UPDATE pipelines SET told = ? WHERE name = ?", (row["outcome"], pipeline))
 
     def at(self, pipeline: str, instant: datetime) -> Run | None:
         """Return the run that held a pipeline at an instant."""
@@ -676,11 +692,20 @@ class Ledger:
         )
 
     def last(self, pipeline: str) -> Run | None:
-        """Return the newest run of a pipeline that is settled; an attempt that was refused and had no slot is none."""
+        """Return the newest settled record of a pipeline; a refused attempt is none: it must hide no failure."""
         return self._run(
-            "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled'"
-            " AND (outcome <> 'skipped' OR trigger = 'scheduled') ORDER BY id DESC LIMIT 1",
+            "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled' AND outcome <> 'skipped'"
+            " ORDER BY id DESC LIMIT 1",
             pipeline,
+        )
+
+    def skipped_since(self, pipeline: str, last: Run | None) -> Run | None:
+        """Return the newest slot of a pipeline that was skipped after its last run ended, or where there is none."""
+        since = (last.ended_at or last.claimed_at) if last else ""
+        return self._run(
+            "SELECT * FROM runs WHERE pipeline = ? AND id > ? AND claimed_at > ? AND outcome = 'skipped'"
+            " AND trigger = 'scheduled' ORDER BY id DESC LIMIT 1",
+            *(pipeline, last.id if last else "", since),
         )
 
     def newest_instant(self) -> datetime | None:

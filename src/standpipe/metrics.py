@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from standpipe import budgets, paths
@@ -13,12 +16,53 @@ from standpipe.ledger import Ledger, instant
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+RUNNING = "1 while a run is going, else 0."
+
+
+@contextmanager
+def alone() -> Iterator[Path]:
+    """Yield the file of the metrics, for this process alone to replace."""
+    with paths.MEASURING.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield paths.METRICS / "standpipe.prom"
+
+
+def note_running(pipeline: str) -> None:
+    """Have the metrics say that a run of a pipeline is going; the rest of them waits for its end.
+
+    It is a matter of one line: to count all runs, and to import what writes them, would keep a run waiting.
+    """
+    if not paths.METRICS.is_dir():
+        return
+    mark, line = "# TYPE standpipe_running gauge", f'standpipe_running{{pipeline="{pipeline}"}}'
+    with alone() as path:
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            text = f"# HELP standpipe_running {RUNNING}\n{mark}\n"
+        others = [other for other in text.splitlines() if not other.startswith(f"{line} ")]
+        if mark not in others:
+            return  # somebody else's file: it is written anew at the end
+        others.insert(others.index(mark) + 1, f"{line} 1.0")
+        new = path.with_suffix(".prom.new")
+        new.write_text("\n".join(others) + "\n")
+        new.chmod(0o644)
+        new.rename(path)
+
 
 def write(ledger: Ledger) -> None:
     """Write the state of all pipelines, at once and whole; nothing where this host has no such directory."""
     if not paths.METRICS.is_dir():
         return
-    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+    from prometheus_client import write_to_textfile
+
+    with alone() as path:
+        write_to_textfile(str(path), of_all(ledger))
+
+
+def of_all(ledger: Ledger) -> CollectorRegistry:
+    """Return the state of all pipelines."""
+    from prometheus_client import CollectorRegistry, Gauge
 
     registry = CollectorRegistry()
 
@@ -28,7 +72,7 @@ def write(ledger: Ledger) -> None:
     success = gauge("last_success_timestamp_seconds", "When a run last succeeded, in seconds since 1970 (UTC).")
     took = gauge("last_duration_seconds", "How long the last run took that ended.")
     runs = gauge("runs", "Recorded runs by outcome.", "outcome")
-    running = gauge("running", "1 while a run is going, else 0.")
+    running = gauge("running", RUNNING)
     missed = gauge("slots_missed", "Slots that were missed.")
     waiting = gauge("logs_unconfirmed", "Logs of ended runs that the collector has not confirmed.")
     unconfirmed = Counter(run.pipeline for run in ledger.unconfirmed())
@@ -45,7 +89,7 @@ def write(ledger: Ledger) -> None:
         if (ended := ledger.newest(known.name)) and ended.started_at and ended.ended_at:
             took.labels(known.name).set((instant(ended.ended_at) - instant(ended.started_at)).total_seconds())
     budgets_to(registry)
-    write_to_textfile(str(paths.METRICS / "standpipe.prom"), registry)
+    return registry
 
 
 def budgets_to(registry: CollectorRegistry) -> None:

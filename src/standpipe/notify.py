@@ -113,6 +113,13 @@ def send(url: str, title: str, body: str) -> bool:
         return False
 
 
+def mask_of(name: str) -> Callable[[str], str]:
+    """Return what takes from a line that which is or looks like a secret, and each that this host knows of."""
+    known = set(all_credentials()) | set(credentials(name))
+    detector = Detector(value.encode() for value in known)
+    return lambda line: without_secrets(line, known, detector)
+
+
 def message(name: str, event: str, runs: list[Run], log_lines: int) -> tuple[str, str]:
     """Return title and body of what there is to tell of a pipeline's runs."""
     run, host = runs[-1], socket.gethostname()
@@ -127,7 +134,7 @@ def message(name: str, event: str, runs: list[Run], log_lines: int) -> tuple[str
         "date": run.date,
         "outcome": report.outcome(run),
         "exit code": run.exit_code,
-        "why": run.detail,
+        "why": run.detail and mask_of(name)(run.detail),
         "took": report.took(run),
         "commit": run.commit_id,
         "run": run.id,
@@ -151,10 +158,9 @@ def last_lines(name: str, run: str, count: int) -> Iterator[str]:
         in_key = in_key or KEY_BEGINS in line
         ending.append("***" if in_key else line)
         in_key = in_key and KEY_ENDS not in line
-    known = set(all_credentials()) | set(credentials(name))
-    detector = Detector(value.encode() for value in known)
+    mask = mask_of(name)
     for line in ending:
-        yield without_secrets(line, known, detector)
+        yield mask(line)
 
 
 def without_secrets(line: str, known: set[str], detector: Detector) -> str:

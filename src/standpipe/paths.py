@@ -27,6 +27,7 @@ BUDGET_LEDGER = STATE / "budgets.sqlite3"
 LOCKS = STATE / "lock"
 RUNNERS = STATE / "runners"
 CONFIRMING = STATE / "confirming"
+MEASURING = STATE / "measuring"
 CLEAN = STATE / "clean"
 SPOOL = ROOT / "var/spool/standpipe"
 CONTROL = ROOT / "run/standpipe/control"
@@ -53,3 +54,8 @@ def sbom(pipeline: str, image: str) -> Path:
 def spool(pipeline: str, run: str) -> Path:
     """Return the file that holds a run's log lines."""
     return SPOOL / pipeline / f"{run}.ndjson"
+
+
+def output(pipeline: str, run: str) -> Path:
+    """Return the file in which a run's container keeps what it writes; no pattern of rsyslog's means it."""
+    return SPOOL / pipeline / f"{run}.output"

@@ -68,12 +68,14 @@ def status_of(ledger: Ledger, pipeline: Registered, now: datetime, count: int) -
     from standpipe import slots
 
     last = ledger.last(pipeline.name)
+    skipped = ledger.skipped_since(pipeline.name, last)
     running = ledger.running(pipeline.name)
     upcoming = slots.upcoming(pipeline.schedule, now, count) if pipeline.schedule else []
     return {
         "name": pipeline.name,
         "running": run_as_json(running) if running else None,
         "last": run_as_json(last) if last else None,
+        "skipped_since": run_as_json(skipped) if skipped else None,
         "schedule": pipeline.schedule.model_dump(mode="json") if pipeline.schedule else None,
         "next": [timestamp(slot) for slot in upcoming],
     }
@@ -88,11 +90,12 @@ def status(ledger: Ledger, known: list[Registered], now: datetime) -> str:
     for pipeline in known:
         last = ledger.last(pipeline.name)
         shown = running.get(pipeline.name) or last
+        skipped = None if pipeline.name in running else ledger.skipped_since(pipeline.name, last)
         upcoming = slots.upcoming(pipeline.schedule, now, 1) if pipeline.schedule else []
         rows.append(
             (
                 pipeline.name,
-                outcome(shown) if shown else "never ran",
+                (outcome(shown) if shown else "never ran") + (f", then {skipped.reason}" if skipped else ""),
                 "" if shown is None or shown.exit_code is None else str(shown.exit_code),
                 took(shown, now) if shown else "",
                 (shown.commit_id or "")[:8] if shown else "",

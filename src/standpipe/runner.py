@@ -21,7 +21,7 @@ from typing import Any
 
 from ulid import ULID
 
-from standpipe import configuration, paths, releases, runsocket, slots
+from standpipe import configuration, metrics, paths, releases, runsocket, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
@@ -37,13 +37,15 @@ from standpipe.errors import (
     StandpipeError,
 )
 from standpipe.ledger import Ledger, Registered, Run, SlotRecorded, instant
-from standpipe.logs import spool
-from standpipe.logs.follow import ContainerGone, Listener, found, spool_log
+from standpipe.logs import kept, spool
+from standpipe.logs.follow import ContainerGone, Listener, close_as_it_is, found, spool_log
 from standpipe.pipeline import Pipeline, luigi_arguments
 
 Teller = Callable[[str], None]
 FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
+SETTLED_WITHIN = 30  # seconds for which a run is kept waiting by another process that settles the one before it
+SETTLING = b"settling"  # in the file of a run whose runner died, while another process settles it
 LOW_PRIORITY = 15  # niceness of what follows a log
 
 
@@ -71,6 +73,8 @@ def run(
     if scheduled and slot is None:
         if damage:
             raise damage
+        with suppress(EngineUnavailable):  # there is nothing to start that would do it
+            settle_the_dead(ledger, engine, name)
         return None
     day = day or slots.slot_date(known.schedule if known else None, slot or now)
 
@@ -98,7 +102,7 @@ def attempt(
     run_id = str(ULID())
     with living_runner(ledger, run_id) as life:
         with suppress(EngineUnavailable):  # then the claim tells who holds it, or the start that Docker is away
-            settle_the_dead(ledger, engine, name)
+            settle_first(ledger, engine, name)
         try:
             claim(ledger, run_id, name, trigger, day, slot)
         except SlotRecorded:
@@ -108,6 +112,8 @@ def attempt(
             raise pipeline or ConfigurationError(f"{name} cannot be read")
         try:
             container = start(ledger, engine, run_id, pipeline, day, life)
+            with suppress(OSError):  # the run and its record stand
+                metrics.note_running(name)
             say(f"{name}: run {run_id} started{f', slot {slot:%Y-%m-%d %H:%M} UTC' if slot else ''}")
             with bounded(ledger, engine, run_id, container, pipeline, requests, say):
                 follow(ledger, engine, run_id, name, container, listen, say)
@@ -156,7 +162,10 @@ def require_free_lock(engine: Engine, name: str) -> None:
 
 def holder_of_lock(engine: Engine, name: str) -> str | None:
     """Name who holds a pipeline's kernel lock while no run of it is under way: a container that was started by hand."""
-    with (paths.LOCKS / name / "lock").open() as lock:
+    file = paths.LOCKS / name / "lock"
+    if not file.exists():
+        return None  # it was removed, and its containers with it
+    with file.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -187,17 +196,20 @@ def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetim
 
 
 @contextmanager
-def living_runner(ledger: Ledger, run_id: str) -> Iterator[int]:
+def living_runner(ledger: Ledger, run_id: str, settling: bool = False) -> Iterator[int]:
     """Hold a kernel lock in a run's name, which tells others that it is looked after; yield its descriptor.
 
-    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold
-    the lock too. The file stays until the run is settled: a new one would be a new lock.
+    Whoever only settles what is left says so in the file: that is done in a moment, and worth waiting for.
+    Raises BlockingIOError where another process holds it. Children that inherit the descriptor hold the
+    lock too. The file stays until the run is settled: a new one would be a new lock.
     """
     paths.RUNNERS.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = paths.RUNNERS / run_id
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, SETTLING if settling else b"", 0)
         try:
             yield descriptor
         finally:
@@ -221,6 +233,14 @@ def has_living_runner(run_id: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_being_settled(run_id: str) -> bool:
+    """Say whether a process is at settling what a dead runner left of a run."""
+    try:
+        return (paths.RUNNERS / run_id).read_bytes() == SETTLING and has_living_runner(run_id)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -256,11 +276,13 @@ def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: 
         require_free_lock(engine, name)
         note_holder(name, run_id)
         door = runsocket.open_for(pipeline, run_id)
-        start_exclusively(ledger, engine, run_id, pipeline, day, life, door)
+        output = kept.make(name, run_id)
+        start_exclusively(ledger, engine, run_id, pipeline, day, life, door, output)
     except (AlreadyRunning, BudgetShort, CannotStart) as error:
         outcome, reason = not_started(error)
         note_holder(name, "")
         conclude(ledger, run_id, name, outcome, reason=reason, exit_code=error.exit_code, detail=str(error))
+        kept.discard(name, run_id)
         raise
     container = found(engine, name, run_id)
     if container is None:
@@ -279,12 +301,19 @@ def not_started(error: AlreadyRunning | BudgetShort | CannotStart) -> tuple[str,
 
 
 def start_exclusively(
-    ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int, door: Path | None
+    ledger: Ledger,
+    engine: Engine,
+    run_id: str,
+    pipeline: Pipeline,
+    day: date,
+    life: int,
+    door: Path | None,
+    output: Path | None,
 ) -> None:
     """Start the container under the pipeline's one name; an ended container that still has it gives way."""
     arguments = luigi_arguments(pipeline, day)
     try:
-        engine.start(pipeline.name, run_id, arguments, life, door)
+        engine.start(pipeline.name, run_id, arguments, life, door, output)
     except AlreadyRunning:
         holder = engine.holder(pipeline.name)
         if holder is not None and holder.running:
@@ -294,7 +323,7 @@ def start_exclusively(
             engine.free(holder)
         if holder is not None and holder.run:
             release(ledger, engine, holder.run, pipeline.name)
-        engine.start(pipeline.name, run_id, arguments, life, door)
+        engine.start(pipeline.name, run_id, arguments, life, door, output)
 
 
 @contextmanager
@@ -382,8 +411,11 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     """Note what came of a run, by the container's own word."""
     container = found(engine, name, run_id)
     noted = ledger.run(run_id)
+    note_holder(
+        name, ""
+    )  # it holds nothing any more; who dies before the next step is followed by one who repeats this
     if container is None:
-        spool.close_as_it_is(paths.spool(name, run_id), run_id)
+        close_as_it_is(engine, name, run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
         conclude(ledger, run_id, name, "interrupted", reason="engine")
     elif noted and noted.boot != boot_identity() and was_killed_by_a_reboot(container, boot_time()):
@@ -392,6 +424,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
     else:
         outcome, reason, code = outcome_of(container, noted.ending if noted else None)
+        # Its entrypoint found the lock taken since the runner looked; by no run, as this one had the pipeline's name.
+        held = reason == "held"
         conclude(
             ledger,
             run_id,
@@ -401,8 +435,8 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             exit_code=code,
             started_at=container.started_at,
             ended_at=container.ended_at,
+            detail=f"held by {container_by_hand(engine, name)}, which was started by hand" if held else None,
         )
-    note_holder(name, "")
 
 
 def boot_time() -> datetime:
@@ -523,12 +557,14 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             return  # `reconcile` tries again; `doctor` tells of it
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
     if noted.unconfirmed_since is None:
+        kept.discard(name, run_id)
         engine.remove(container)
 
 
 def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     """Register what the roles declared, settle what dead runners left, keep images to their number.
 
+    A network of another credentials mode goes, too.
     A container that still runs without its runner is followed to its end where `wait` is true.
     Raises what is wrong with a pipeline's file, after all else is done.
     """
@@ -551,16 +587,26 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
         for image in engine.discard_images(pipeline.name, pipeline.keep_images, kept):
             paths.sbom(pipeline.name, image).unlink(missing_ok=True)
             say(f"removed the image {image}")
+        for network in engine.discard_networks(pipeline.name):
+            say(f"removed the network {network}")
     if errors:
         raise errors[0]
 
 
 def release_the_settled(ledger: Ledger, engine: Engine) -> None:
-    """Release the containers of settled runs that are still there: an engine that was away kept them."""
-    for container in engine.containers():
+    """Release the containers of settled runs that are still there: an engine that was away kept them.
+
+    What was kept of runs whose containers are gone goes too, unless it may still be needed.
+    """
+    there = engine.containers()
+    for container in there:
         noted = ledger.run(container.run) if container.run else None
         if noted is not None and noted.outcome:
             release(ledger, engine, noted.id, noted.pipeline)
+    for name, run_id in kept.left():
+        noted = ledger.run(run_id)
+        if noted and noted.outcome and noted.unconfirmed_since is None and run_id not in {one.run for one in there}:
+            kept.discard(name, run_id)
 
 
 def settle_the_dead(
@@ -569,8 +615,37 @@ def settle_the_dead(
     """Settle the unfinished runs, of one pipeline or of all, that no living process looks after."""
     for left in ledger.unfinished():
         if name in (None, left.pipeline):
-            with suppress(BlockingIOError), living_runner(ledger, left.id):
+            with suppress(BlockingIOError), living_runner(ledger, left.id, settling=not wait):
                 settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_first(ledger: Ledger, engine: Engine, name: str) -> None:
+    """Settle what a dead runner left of a pipeline; where another process is at it just now, wait for that.
+
+    Else a `status` that settles the run of yesterday would have this one refused.
+    """
+    until = time.monotonic() + SETTLED_WITHIN
+    settle_the_dead(ledger, engine, name)
+    while (left := ledger.running(name)) and is_being_settled(left.id) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
+    """Settle what dead runners left of containers that have ended, or never began; whoever looks waits for no other.
+
+    The engine is asked only where there is a run that no living process looks after. What cannot be
+    settled now, because the engine is away or a disk is full, is shown as it stands.
+    """
+    for left in ledger.unfinished():
+        with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id, settling=True):
+            container = engine.find(left.pipeline, left.id)
+            if container is None or not container.running:
+                settle_one(ledger, engine, left.id, lambda _message: None, wait=False)
+
+
+def abandoned(ledger: Ledger, but: str) -> list[Run]:
+    """Return the unfinished runs that no living process looks after, of all pipelines but one."""
+    return [left for left in ledger.unfinished() if left.pipeline != but and not has_living_runner(left.id)]
 
 
 def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: bool) -> None:
@@ -595,8 +670,8 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
         settle(ledger, engine, run_id, left.pipeline)
     elif left.state == "claimed":
         # Nothing ran. A container that was made and never started has no log and no exit code.
-        conclude(ledger, run_id, left.pipeline, "interrupted")
         note_holder(left.pipeline, "")
+        conclude(ledger, run_id, left.pipeline, "interrupted")
     else:
         settle(ledger, engine, run_id, left.pipeline)
     release(ledger, engine, run_id, left.pipeline)

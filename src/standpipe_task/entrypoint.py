@@ -1,8 +1,8 @@
 """The entrypoint of an image: ``python -m standpipe_task.entrypoint --module M Task --date D``.
 
-It takes the pipeline's lock, opens the relay to the run's socket, runs Luigi in a child process, turns a
-polite stop into Luigi's own ("finish the current task, take no more"), and ends with Luigi's documented
-exit codes.
+It takes the pipeline's lock, opens the relay to the run's socket, runs Luigi in a child process, keeps what
+that writes where its host has a place for it, turns a polite stop into Luigi's own ("finish the current task,
+take no more"), and ends with Luigi's documented exit codes.
 
 Exit codes: Luigi's (10 already running, 20 missing data, 25 not run, 30 task failed, 35 scheduling
 error, 40 unhandled exception; https://luigi.readthedocs.io/en/stable/configuration.html#retcode),
@@ -20,9 +20,10 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standpipe_task import relay
+from standpipe_task import output, relay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 LOCK_DIRECTORY = Path("/run/standpipe/lock")
@@ -44,11 +45,25 @@ RETCODES = {
 
 def main(arguments: list[str]) -> int:
     """Run Luigi with `arguments` under the pipeline's lock; return the container's exit code."""
+    kept = output.kept_at(output.PLACE)
+    if kept is None:
+        return run(arguments, None, say)
+    try:
+        return run(arguments, kept, kept.say)
+    except Exception:
+        kept.say(traceback.format_exc())
+        return UNHANDLED_EXCEPTION
+    finally:
+        kept.finish()
+
+
+def run(arguments: list[str], kept: output.Output | None, tell: Callable[[str], None]) -> int:
+    """Take the lock and run Luigi."""
     lock = take_lock(LOCK_DIRECTORY)
     if lock is None:
-        say(f"another run of this pipeline holds the lock ({holder(LOCK_DIRECTORY)}); not started")
+        tell(f"another run of this pipeline holds the lock ({holder(LOCK_DIRECTORY)}); not started")
         return ALREADY_RUNNING
-    return run_luigi(luigi_arguments(arguments))
+    return run_luigi(luigi_arguments(arguments), kept, tell)
 
 
 def take_lock(directory: Path) -> int | None:
@@ -85,9 +100,10 @@ def luigi_arguments(arguments: list[str]) -> list[str]:
     return [*arguments, *options]
 
 
-def run_luigi(arguments: list[str]) -> int:
+def run_luigi(arguments: list[str], kept: output.Output | None, tell: Callable[[str], None]) -> int:
     """Run Luigi in a child; translate signals for it; believe a 0 only from Luigi itself."""
     verdict_read, verdict_write = os.pipe()
+    pipe = subprocess.PIPE if kept else None
     # A session of its own: a terminal's Ctrl-C then reaches this process alone, to be translated.
     this = [sys.executable, "-m", "standpipe_task.entrypoint"]
     child = subprocess.Popen(
@@ -95,6 +111,8 @@ def run_luigi(arguments: list[str]) -> int:
         env={**os.environ, **relay.variables()},
         pass_fds=[verdict_write],
         start_new_session=True,
+        stdout=pipe,
+        stderr=pipe,
     )
     os.close(verdict_write)
     asked = 0
@@ -105,24 +123,24 @@ def run_luigi(arguments: list[str]) -> int:
         insists = signum == signal.SIGINT and asked > 1
         child.send_signal(signal.SIGTERM if insists else signal.SIGUSR1)
         if asked == 1:
-            say("asked to stop: Luigi finishes its current task and takes no more")
+            tell("asked to stop: Luigi finishes its current task and takes no more")
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)
 
-    code = child.wait()
-    with os.fdopen(verdict_read, "rb") as pipe:
+    code = kept.follow(child) if kept else child.wait()
+    with os.fdopen(verdict_read, "rb") as answer:
         # What a task left running may hold the other end open.
-        os.set_blocking(pipe.fileno(), False)
-        verdict = pipe.read() or b""
+        os.set_blocking(answer.fileno(), False)
+        verdict = answer.read() or b""
     if code < 0:
-        say(f"Luigi was ended by signal {-code} ({signal.Signals(-code).name})")
+        tell(f"Luigi was ended by signal {-code} ({signal.Signals(-code).name})")
         return 128 - code
     if code == ALREADY_RUNNING:
-        say(f"the pipeline's own code ended with {code}, which here means a held lock: taken as a failure")
+        tell(f"the pipeline's own code ended with {code}, which here means a held lock: taken as a failure")
         return UNHANDLED_EXCEPTION
     if code == 0 and verdict != b"0":
-        say("a task ended the process with exit code 0 before Luigi was done: taken as a failure")
+        tell("a task ended the process with exit code 0 before Luigi was done: taken as a failure")
         return UNHANDLED_EXCEPTION
     return code
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
@@ -197,6 +197,9 @@ class Database:
     def disagreement(self, _terms: Terms) -> Optional[str]:
         """Say who, of those who share these books, declares a budget otherwise; None where nobody does."""
         return None
+
+    def declares(self, names: List[str]) -> None:
+        """Take it that only these budgets are declared here."""
 
     def execute(self, statement: str, *values: Any) -> Any:
         """Execute one statement; return its cursor."""
@@ -406,6 +409,13 @@ class Books:
             account.reserved -= row[1]
             if row[0] in account.runs:
                 account.runs[row[0]] -= row[1]
+
+    def declare(self, terms: Mapping[str, Terms]) -> None:
+        """Say to those who share the books what is declared here, which else each call does for its own budget."""
+        self._database.declares(list(terms))
+        for name in sorted(terms):
+            with suppress(Unavailable):  # told to whoever asks for it
+                self.account(terms[name])
 
     def crash(self, terms: Terms, run: Optional[str] = None) -> int:
         """Charge what nobody closed: of a run that has ended, or, where none is named, what was abandoned long ago."""

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 import requests
-from standpipe_task.budget import BudgetAdapter, BudgetSpent
 
 from arxlive.openalex import Bearer, kind_of
+from standpipe_task.budget import BudgetAdapter, BudgetSpent
 
 __all__ = ["BudgetSpent", "open_session"]
 

@@ -1,5 +1,6 @@
 """Luigi tasks that tests watch: one that takes its time, one that follows it, and one that must be alone."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import boto3
 import luigi
+import requests
+
+from standpipe_task.budget import BudgetAdapter, BudgetError, BudgetSpent
 
 DATA = Path("/data")
 
@@ -142,3 +146,46 @@ class Who(luigi.Task):
         keys = session.get_credentials().get_frozen_credentials()
         (DATA / "issued").write_text("".join(f"{key}\n" for key in keys if key))
         print("I am", session.client("sts", endpoint_url=self.endpoint).get_caller_identity()["Arn"], flush=True)
+
+
+class Spend(luigi.Task):
+    """Makes calls on a budget, as the file `spend` beside its data or its parameters say, and says what came of them.
+
+    A call that its budget's state does not allow is made again a little later, until the file `enough` is there.
+    """
+
+    url = luigi.Parameter()
+    budget = luigi.Parameter(default="")
+    calls = luigi.IntParameter(default=0)
+
+    def complete(self) -> bool:
+        """Be never done, so that each run works."""
+        return False
+
+    def run(self) -> None:
+        """Spend."""
+        asked = {"budget": "", "calls": 0, "name": "none", "hows": ["ok"], "pause": 0.0}
+        if (DATA / "spend").exists():
+            asked |= json.loads((DATA / "spend").read_text())
+        if self.budget:
+            asked |= {"budget": self.budget, "calls": self.calls, "name": "by-hand"}
+        session = requests.Session()
+        session.mount(self.url, BudgetAdapter(asked["budget"], backoff=0.1))
+        answered, told = 0, ""
+        while answered < asked["calls"]:
+            how = asked["hows"][answered % len(asked["hows"])]
+            try:
+                session.get(f"{self.url}/{asked['name']}/{how}", timeout=20).raise_for_status()
+                answered += 1
+            except BudgetSpent as error:
+                told = str(error)
+                break
+            except BudgetError as error:
+                if str(error) != told:
+                    print("not made:", error, flush=True)
+                told = str(error)
+                if (DATA / "enough").exists():
+                    break
+                time.sleep(0.2)
+            time.sleep(asked["pause"])
+        print(f"answered {answered}; {told or 'all were made'}", flush=True)

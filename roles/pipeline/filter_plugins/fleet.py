@@ -13,4 +13,10 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name the filters."""
-        return {"standpipe_stock": fleet.stock, "standpipe_plan": fleet.plan, "standpipe_differing": fleet.differing}
+        return {
+            "standpipe_stock": fleet.stock,
+            "standpipe_plan": fleet.plan,
+            "standpipe_differing": fleet.differing,
+            "standpipe_digests": fleet.digests,
+            "standpipe_words": fleet.words,
+        }

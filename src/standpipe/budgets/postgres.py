@@ -13,14 +13,26 @@ from dataclasses import asdict
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from standpipe_task import spending
 
-ANSWER_WITHIN = 10  # seconds
+ANSWER_WITHIN = 10  # seconds for a statement, which may wait for other hosts
+REACHED_WITHIN = 4  # seconds for the server to be heard of: twice that is less than a run waits for its answer
 DECLARED_FOR = 86400  # seconds for which a host's declaration counts after it was last heard of
 TABLE_OF_DECLARATIONS = """CREATE TABLE IF NOT EXISTS declaration (
     budget TEXT NOT NULL, host TEXT NOT NULL, terms TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (budget, host))"""
+CONNECTION: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": REACHED_WITHIN,
+    "tcp_user_timeout": REACHED_WITHIN * 1000,  # on a way that is cut no answer comes, and no refusal
+    "keepalives_idle": REACHED_WITHIN,
+    "keepalives_interval": 1,
+    # A host that is cut off lets go of its locks; what is answered is on the server's disk, whatever its default.
+    "options": f"-c statement_timeout={ANSWER_WITHIN}s -c idle_in_transaction_session_timeout={ANSWER_WITHIN}s "
+    "-c synchronous_commit=on",
+}
 MAKING = 5_743_761_283  # the key of the lock under which the tables are made: any number that is always the same
 
 
@@ -33,11 +45,12 @@ class PostgresDatabase(spending.Database):
     def __init__(self, url: str) -> None:
         """Connect, and make the tables where they are not there. Raises Unavailable where that fails."""
         self._host = socket.gethostname()
-        self._told: dict[str, str] = {}
         try:
-            self._server = psycopg.connect(
-                url, connect_timeout=ANSWER_WITHIN, autocommit=True, options=f"-c statement_timeout={ANSWER_WITHIN}s"
-            )
+            conninfo_to_dict(url)
+        except psycopg.Error:  # whose message may have a part of the password
+            raise spending.Unavailable("the URL of the budgets' database is none: no call goes out") from None
+        try:
+            self._server = psycopg.connect(url, **CONNECTION)
             with self._server.transaction():
                 self._server.execute("SELECT pg_advisory_xact_lock(%s)", [MAKING])
                 for statement in (*spending.TABLES, TABLE_OF_DECLARATIONS):
@@ -77,6 +90,10 @@ class PostgresDatabase(spending.Database):
         if other is None:
             return None
         return f"budget {terms.name} is declared otherwise on {other[0]} than on {self._host}: run site.yml on both"
+
+    def declares(self, names: list[str]) -> None:
+        """Forget what this host declared and does not any more: nobody is to agree with that."""
+        self.execute("DELETE FROM declaration WHERE host = ? AND budget <> ALL (?)", self._host, names)
 
     def close(self) -> None:
         """Let go of it."""

@@ -57,6 +57,35 @@ class Line:
     whole: bool = field(default=True, compare=False)
 
 
+def joined(frames: Iterator[tuple[str, str, bytes]]) -> Iterator[Line]:
+    """Yield the lines of what comes in frames (time, stream, bytes), whole, each with the time of its first."""
+    open_lines: dict[str, tuple[str, bytearray]] = {}
+    for time, stream, frame in frames:
+        *ended, rest = frame.split(b"\n")
+        for end in ended:
+            began, data = open_lines.pop(stream, (time, bytearray()))
+            data += end
+            if len(data) > LONGEST_PIECE:
+                yield from pieces(began, stream, data)
+            yield Line(began, stream, bytes(data))
+        if rest:
+            began, data = open_lines.setdefault(stream, (time, bytearray()))
+            data += rest
+            yield from pieces(began, stream, data)
+    for stream, (began, data) in open_lines.items():
+        yield Line(began, stream, bytes(data), whole=False)
+
+
+def pieces(began: str, stream: str, data: bytearray) -> Iterator[Line]:
+    """Take from a line what is too long for a record, and yield it."""
+    while len(data) > LONGEST_PIECE:
+        cut = LONGEST_PIECE
+        while cut > LONGEST_PIECE - 4 and data[cut] & 0xC0 == 0x80:  # no letter of UTF-8 is cut in two
+            cut -= 1
+        yield Line(began, stream, bytes(data[:cut]), continues=True)
+        del data[:cut]
+
+
 class Engine(Protocol):
     """What a run needs of an engine.
 
@@ -64,8 +93,12 @@ class Engine(Protocol):
     done already, or gone already, is no error.
     """
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+    def start(
+        self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None, output: Path | None = None
+    ) -> None:
         """Start a run's container, exclusively, with the directory of its run socket mounted, if it has one.
+
+        `output` is the file that its first process keeps its output in, likewise.
 
         `life` is a file descriptor that whatever does the starting holds open for as long as it may
         still make a container. Raises AlreadyRunning where the pipeline's name is taken, CannotStart
@@ -87,6 +120,9 @@ class Engine(Protocol):
     def log(self, container: str) -> Iterator[Line]:
         """Yield the lines of a container's log from its first until it ends; raise where the connection breaks."""
 
+    def wait(self, container: str) -> None:
+        """Return when a container has ended, or is gone. The daemon's own end may look the same."""
+
     def stop(self, container: str, grace: int) -> None:
         """Ask a container to end, and end it after `grace` seconds."""
 
@@ -101,6 +137,9 @@ class Engine(Protocol):
 
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
         """Remove a pipeline's images but the newest `keep` and those in use; return what was removed."""
+
+    def discard_networks(self, pipeline: str) -> list[str]:
+        """Remove the networks that a pipeline had in another credentials mode, but those in use; return them."""
 
     def version(self) -> str:
         """Name the engine and its version."""

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from standpipe import configuration, paths
-from standpipe.engines import LONGEST_PIECE, CannotStart, Container, Line
+from standpipe.engines import CannotStart, Container, Line, joined
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 
 if TYPE_CHECKING:
     from docker import APIClient
+    from docker.errors import APIError
 
 SOCKET = "unix:///var/run/docker.sock"
 START_WITHIN = 600  # seconds for Compose to make and start a container
 # Compose builds an image that is missing, whatever the pull policy says. A run takes what is in service, or nothing.
 NEVER_BUILD = "services: {luigi: {build: !reset null}}"
 RUN_LABEL = "standpipe.run"
+OUTPUT = "/run/standpipe/output"  # where a container's first process looks for the file (standpipe_task/output.py)
 PIPELINE_LABEL = "standpipe.pipeline"
 SAVED_AT_ONCE = 1 << 20  # bytes
 COMMIT_LABEL = "org.opencontainers.image.revision"
@@ -75,12 +77,15 @@ class ComposeEngine:
         except DockerException as error:
             raise unavailable(error) from None
 
-    def start(self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None) -> None:
+    def start(
+        self, pipeline: str, run: str, arguments: list[str], life: int, door: Path | None, output: Path | None = None
+    ) -> None:
         """Start the service `luigi` of the pipeline's Compose file under the pipeline's one name."""
         if not paths.compose_file(pipeline).exists():
             raise bad_compose_file(pipeline, "it is not there")
         command = ["docker", "compose", "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "-f", "-"]
         command += ["run", "--detach", "--no-TTY", "--name", container_name(pipeline)]
+        command += ["--volume", f"{output}:{OUTPUT}"] if output else []
         command += ["--label", f"{RUN_LABEL}={run}", "--label", f"{PIPELINE_LABEL}={pipeline}", "luigi", *arguments]
         # Who calls decides nothing: a variable of his shell would go before the pipeline's own .env.
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -196,6 +201,10 @@ class ComposeEngine:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise unavailable(error) from None  # the log goes on; whoever reads it begins again
 
+    def wait(self, container: str) -> None:
+        """Have the daemon answer when the container has ended."""
+        self._ask("wait", container)
+
     def stop(self, container: str, grace: int) -> None:
         """Send TERM, and KILL after `grace` seconds."""
         self._ask("stop", container, timeout=grace)
@@ -232,7 +241,9 @@ class ComposeEngine:
 
         try:
             yield from self.api.get_image(image, chunk_size=SAVED_AT_ONCE)
-        except (requests.RequestException, APIError) as error:
+        except APIError as error:
+            raise refusal(error) from None
+        except requests.RequestException as error:
             raise unavailable(error) from None
 
     def discard_images(self, pipeline: str, keep: int, rather: frozenset[str]) -> list[str]:
@@ -262,6 +273,23 @@ class ComposeEngine:
                     continue  # a container uses it
         return removed
 
+    def discard_networks(self, pipeline: str) -> list[str]:
+        """Remove the pipeline's networks but the one that its settings name. Docker itself refuses those in use."""
+        from docker.errors import APIError
+
+        settings = paths.compose_file(pipeline).with_name(".env")
+        project = f"standpipe-{pipeline}"
+        serving = configuration.setting(settings, "STANDPIPE_NETWORK") or f"{project}_default"
+        removed = []
+        for network in self._ask("networks", filters={"label": f"com.docker.compose.project={project}"}):
+            if network["Name"] != serving:
+                try:
+                    self.api.remove_network(network["Id"])
+                    removed.append(network["Name"])
+                except APIError:
+                    continue  # a container uses it
+        return removed
+
     def _in_service(self, pipeline: str) -> str:
         return configuration.image_of(paths.compose_file(pipeline).with_name(".env"))
 
@@ -285,9 +313,7 @@ class ComposeEngine:
         except APIError as error:
             if error.status_code in (404, 409):
                 return None
-            raise EngineUnavailable(
-                f"Docker answers with an error ({error.explanation}): journalctl -u docker"
-            ) from None
+            raise refusal(error) from None
         except requests.RequestException as error:
             raise unavailable(error) from None
 
@@ -295,6 +321,11 @@ class ComposeEngine:
 def unless_never(text: str) -> str | None:
     """Return the engine's timestamp, or None for the one that it has for never."""
     return None if text.startswith("0001-") else text
+
+
+def refusal(error: APIError) -> EngineUnavailable:
+    """Say what Docker answers where it cannot do what it is asked: that a disk is full, for one."""
+    return EngineUnavailable(f"Docker answers with an error ({error.explanation}): journalctl -u docker")
 
 
 def unavailable(error: Exception) -> EngineUnavailable:
@@ -309,26 +340,15 @@ def bad_compose_file(pipeline: str, why: str) -> CannotStart:
 
 
 def lines_of(read: Callable[[int], bytes]) -> Iterator[Line]:
-    """Yield the lines of a log that comes in frames, each of 16 KiB of a line at most; they are joined again.
+    """Yield the lines of a log that comes in frames, each of 16 KiB of a line at most; they are joined again."""
+    return joined(frames_of(read))
+
+
+def frames_of(read: Callable[[int], bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield time, stream and bytes of each frame.
 
     Source: the stream format of https://docs.docker.com/reference/api/engine/ (ContainerAttach).
     """
-    open_lines: dict[str, tuple[str, bytearray]] = {}
     while len(header := read(8)) == 8:
-        stream = "stderr" if header[0] == 2 else "stdout"
         time, _, frame = read(int.from_bytes(header[4:8], "big")).partition(b" ")
-        began, data = open_lines.setdefault(stream, (time.decode("ascii", "replace"), bytearray()))
-        data += frame
-        ends = data.endswith(b"\n")
-        if ends:
-            del open_lines[stream], data[-1:]
-        while len(data) > LONGEST_PIECE:
-            cut = LONGEST_PIECE
-            while cut > LONGEST_PIECE - 4 and data[cut] & 0xC0 == 0x80:  # no letter of UTF-8 is cut in two
-                cut -= 1
-            yield Line(began, stream, bytes(data[:cut]), continues=True)
-            del data[:cut]
-        if ends:
-            yield Line(began, stream, bytes(data))
-    for stream, (began, data) in open_lines.items():
-        yield Line(began, stream, bytes(data), whole=False)
+        yield time.decode("ascii", "replace"), "stderr" if header[0] == 2 else "stdout", frame

@@ -36,6 +36,7 @@ STREAMS = ("stdout", "stderr", "standpipe", "end")
 MOST_KNOWN = 2_000_000  # lines of a run of which four bytes are kept, to tell one that comes again otherwise
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 10_000  # lines that are written in one go
+PACKED_AT_ONCE = 1_000_000  # bytes
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 TIDY_EVERY = 3600  # seconds
@@ -44,10 +45,17 @@ KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a 
 Teller = Callable[[str], None]
 
 
-def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after: timedelta | None = None) -> None:
-    """Look after the intake, again and again, for as long as `wait` returns true.
+def collect(
+    say: Teller,
+    alarm: Teller,
+    wait: Callable[[], bool],
+    compress_after: timedelta | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Look after the intake, again and again, for as long as `wait` returns true and nobody asks to stop.
 
-    What goes wrong with a run is an alarm, once; it is tried again until it is well.
+    What goes wrong with a run is an alarm, once; it is tried again until it is well. A stop comes between any two
+    records, and loses no more than the end of the process does.
     """
     known: dict[Path, Assembly] = {}
     troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
@@ -58,6 +66,8 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
         for path in known.keys() - found:
             del known[path]
         for path in sorted(found):
+            if asked_to_stop():
+                return
             told, until = troubles.get(path, ("", 0.0))
             if time.monotonic() < until:
                 continue
@@ -65,7 +75,7 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
             try:
                 if path not in known:
                     known[path] = Assembly(path, say, alarm)
-                known[path].advance()
+                known[path].advance(asked_to_stop)
                 known[path].clean_up()
                 if troubles.pop(path, None):
                     say(f"{name}: goes on")
@@ -80,7 +90,7 @@ def collect(say: Teller, alarm: Teller, wait: Callable[[], bool], compress_after
             tidied_at = time.monotonic()
             take_back_receipts(alarm)
             if compress_after is not None:
-                compress(datetime.now(UTC) - compress_after, alarm)
+                compress(datetime.now(UTC) - compress_after, alarm, asked_to_stop)
         if not wait():
             return
 
@@ -145,7 +155,7 @@ def compressible() -> Iterator[Path]:
     yield from paths.COLLECTED.glob("*/system-*.log")
 
 
-def compress(before: datetime, alarm: Teller) -> None:
+def compress(before: datetime, alarm: Teller, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
     """Compress the files that were last written before an instant; their age stays."""
     for path in compressible():
         seen = path.stat()
@@ -154,7 +164,10 @@ def compress(before: datetime, alarm: Teller) -> None:
         unfinished = path.with_suffix(".log.gz.unfinished")
         try:
             with path.open("rb") as source, gzip.open(unfinished, "wb", compresslevel=6) as target:
-                shutil.copyfileobj(source, target)
+                while piece := source.read(PACKED_AT_ONCE):
+                    if asked_to_stop():
+                        return  # what is unfinished is begun anew
+                    target.write(piece)
             unfinished.chmod(0o640)
             os.utime(unfinished, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             spool.flush(unfinished)
@@ -178,7 +191,10 @@ class Assembly:
     """One run, from its first record to its receipt."""
 
     def __init__(self, intake: Path, say: Teller, alarm: Teller) -> None:
-        """Begin at the beginning of the intake file; what the run's file has already is not written again."""
+        """Begin at the beginning of the intake file; what the run's file has already is not written again.
+
+        What was confirmed, and nothing was added to since, is not even read.
+        """
         self.name = f"{intake.parts[-3]}/{intake.parts[-2]}/{intake.stem}"
         self._intake, self._run, self._say, self._alarm = intake, intake.stem, say, alarm
         self._log = (paths.COLLECTED / self.name).with_suffix(".log")
@@ -188,6 +204,14 @@ class Assembly:
         self._known = array("I")
         self._told: set[str] = set()
         self._begin()
+        self._passed_over = self._read_before_the_receipt()
+
+    def _read_before_the_receipt(self) -> int:
+        """Return the size of the intake that the receipt is for, where that is the very intake that is there."""
+        if not self._confirmed:
+            return 0
+        size, written = self._confirmed.get("intake"), self._intake.stat().st_mtime
+        return size if isinstance(size, int) and written < self._receipt.stat().st_mtime else 0
 
     def _begin(self) -> None:
         self._next = 1
@@ -196,7 +220,7 @@ class Assembly:
         self._waiting_size = 0
         self._end: dict[str, Any] | None = None
         self._confirmed = self._confirmation()
-        self._written = whole_lines(self._log)
+        self._written = 0 if self._confirmed else whole_lines(self._log)
 
     def _confirmation(self) -> dict[str, Any] | None:
         """Return the run's receipt, which stands for a log that is here; without one, have that log to go on with."""
@@ -216,16 +240,18 @@ class Assembly:
             packed.unlink()
         return receipt
 
-    def advance(self) -> None:
+    def advance(self, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Take what has come since the last time."""
-        if self._intake.stat().st_size <= self._offset:
+        size = self._intake.stat().st_size
+        if size <= self._offset or size == self._passed_over:
             return
+        self._passed_over = 0
         lines: list[bytes] = []
         with self._intake.open("rb") as file:
             file.seek(self._offset)
             for line in file:
-                if not line.endswith(b"\n"):
-                    break  # it is being written
+                if not line.endswith(b"\n") or asked_to_stop():
+                    break  # it is being written; or read when the service is there again
                 self._offset += len(line)
                 self._take(line.strip() + b"\n", lines)
                 if len(lines) > AT_ONCE:
@@ -339,6 +365,7 @@ class Assembly:
         host, pipeline, run = self.name.split("/")
         receipt = {"schema": 1, "host": host, "pipeline": pipeline, "run": run}
         receipt |= {"count": end["count"], "sha256": end["sha256"], "received_at": f"{datetime.now(UTC):%FT%TZ}"}
+        receipt |= {"intake": self._offset}  # bytes, so that nobody reads them again for nothing
         self._receipt.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         unfinished = self._receipt.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(receipt) + "\n")

@@ -1,7 +1,9 @@
-"""A container's log to its very end, each line once, over as many connections as that takes.
+"""A run's log to its very end, each line once, whatever becomes of the daemon and of the runner meanwhile.
 
-Docker drops the beginning of a log that grows over its size (`pipeline_log_size`). Whoever reads on is
-not disturbed; whoever begins again finds another beginning, and goes on behind the last line he had.
+It is read from what the container's first process keeps, which is there whole for as long as the container is.
+Where that process keeps nothing, it is read from Docker, over as many connections as that takes. Docker drops the
+beginning of a log that grows over its size (`pipeline_log_size`): whoever reads on is not disturbed; whoever begins
+again finds another beginning, and goes on behind the last line he had.
 """
 
 from __future__ import annotations
@@ -9,14 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from itertools import chain
+from threading import Event, Thread
 
 from standpipe import paths
-from standpipe.engines import Container, Engine, Line
+from standpipe.engines import Container, Engine, Line, joined
 from standpipe.errors import EngineUnavailable
-from standpipe.ledger import instant
-from standpipe.logs import spool
+from standpipe.logs import kept, spool
 
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
 DROPPED = (
@@ -41,15 +42,22 @@ def found(engine: Engine, name: str, run_id: str) -> Container | None:
     return engine.find(name, run_id)
 
 
-def spool_log(engine: Engine, name: str, run_id: str, container: Container, listen: Listener | None = None) -> None:
-    """Write a container's log to the spool of its run, from the first record to the closing one.
+def spool_log(
+    engine: Engine, name: str, run_id: str, container: Container | None, listen: Listener | None = None
+) -> None:
+    """Write a run's log to its spool, from the first record to the closing one, when the container has ended.
 
-    Raises ContainerGone where the container is removed meanwhile; the spool stays open, with what it had.
+    Raises ContainerGone where all that there was went with the container; the spool stays open, with what it had.
     Raises OSError where the spool cannot be written, when the container has ended.
     """
     path = paths.spool(name, run_id)
-    had = spool.first_and_last(path)
-    lines = lines_until_the_end(engine, name, run_id, container, had)
+    end = End(engine, name, run_id, container)
+    from_its_start = kept.begins(name, run_id, end.seen)
+    had = None if from_its_start else spool.first_and_last(path)
+    if from_its_start:
+        lines = lines_kept(name, run_id, end)
+    else:
+        lines = lines_until_the_end(engine, name, run_id, container, had)
     try:
         with spool.Spool(path, run_id) as file:
             first = next(lines, None)
@@ -67,16 +75,74 @@ def spool_log(engine: Engine, name: str, run_id: str, container: Container, list
         raise
 
 
+def close_as_it_is(engine: Engine, name: str, run_id: str) -> None:
+    """Close the spool of a run whose container is gone: with all that was kept of it, or with what is there."""
+    path = paths.spool(name, run_id)
+    if not spool.is_closed(path):
+        with suppress(ContainerGone):
+            spool_log(engine, name, run_id, None)
+            return
+        spool.close_as_it_is(path, run_id)
+
+
+class End:
+    """A container's end: seen while others read, who need no daemon for that."""
+
+    def __init__(self, engine: Engine, name: str, run_id: str, container: Container | None) -> None:
+        """Begin to wait for it, where the container runs and keeps its output."""
+        self.seen = Event()
+        self._failure: Exception | None = None
+        self._asked = engine, name, run_id
+        if container is None or not container.running:
+            self.seen.set()
+        elif paths.output(name, run_id).exists():
+            Thread(target=self._watch, args=[container], daemon=True).start()
+
+    def _watch(self, container: Container) -> None:
+        try:
+            until_it_ends(*self._asked, container)
+        except Exception as error:  # whoever reads raises it, when all is read
+            self._failure = error
+        finally:
+            self.seen.set()
+
+    def require(self) -> None:
+        """Wait for it. Raises what kept it from being seen."""
+        self.seen.wait()
+        if self._failure:
+            raise self._failure
+
+
+def until_it_ends(engine: Engine, name: str, run_id: str, container: Container | None) -> None:
+    """Wait until a container has ended, or is gone."""
+    while container is not None and container.running:
+        with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
+            engine.wait(container.id)
+        container = found(engine, name, run_id)
+        if container is not None and container.running:
+            time.sleep(0.2)
+
+
+def lines_kept(name: str, run_id: str, end: End) -> Iterator[Line]:
+    """Yield each line that a container's first process has kept, until the container has ended."""
+    try:
+        yield from joined(kept.frames(paths.output(name, run_id), end.seen))
+    except OSError:  # of a disk that fails: told when the container has ended, as always
+        end.require()
+        raise
+    end.require()
+
+
 def lines_until_the_end(
-    engine: Engine, name: str, run_id: str, container: Container, had: tuple[Line, Line] | None = None
+    engine: Engine, name: str, run_id: str, container: Container | None, had: tuple[Line, Line] | None = None
 ) -> Iterator[Line]:
-    """Yield each line once, until the container has ended. Raises ContainerGone where it was removed meanwhile.
+    """Yield each line that Docker has once, until the container has ended. Raises ContainerGone where it is removed.
 
     `had` is the first and the last line that an earlier reader had. Where the log still begins with that
     first line, all of it is yielded again; else what comes after the last.
     """
     place = Place(had)
-    while True:
+    while container is not None:
         whole = False
         cut_off = []
         with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
@@ -86,15 +152,13 @@ def lines_until_the_end(
                 else:
                     cut_off.append(line)  # by the container's end, or by the connection's
             whole = True
-        closed = datetime.now(UTC)
-        now = found(engine, name, run_id)
-        if now is None:
-            raise ContainerGone
         # A daemon that stops ends its connections like a container that ends: what came later is read again.
-        if whole and not now.running and (now.ended_at is None or instant(now.ended_at) <= closed):
+        if whole and not container.running:
             yield from cut_off
             return
         time.sleep(0.2)
+        container = found(engine, name, run_id)
+    raise ContainerGone
 
 
 class Place:

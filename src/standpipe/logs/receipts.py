@@ -23,7 +23,7 @@ from standpipe.configuration import Collector
 from standpipe.engines import Engine
 from standpipe.errors import EngineUnavailable, StandpipeError
 from standpipe.ledger import Ledger, Run, instant
-from standpipe.logs import spool
+from standpipe.logs import kept, spool
 from standpipe.logs.follow import ContainerGone, spool_log
 
 ANSWER_WITHIN = 10  # seconds
@@ -234,7 +234,8 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
 
 
 def remove_container(engine: Engine, run: Run) -> None:
-    """Remove a run's ended container; what Docker does not do now, `reconcile` does."""
+    """Remove a run's ended container, and what it kept; what Docker does not do now, `reconcile` does."""
+    kept.discard(run.pipeline, run.id)
     with suppress(EngineUnavailable):
         container = engine.find(run.pipeline, run.id)
         if container and not container.running:
@@ -284,7 +285,7 @@ def send_again(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> None:
 
 
 def make_whole(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> bool:
-    """Make a run's spool anew from its container's log; what it was before is kept beside it.
+    """Make a run's spool anew from its container's output; what it was before is kept beside it.
 
     Returns False where there is nothing to make it from.
     """
@@ -293,7 +294,7 @@ def make_whole(ledger: Ledger, engine: Engine, run: Run, say: Teller) -> bool:
         container = engine.find(run.pipeline, run.id)
     except EngineUnavailable:
         return True  # looked at again
-    if container is None:
+    if container is None and not paths.output(run.pipeline, run.id).exists():
         if not path.exists():
             say(f"{run.pipeline}: the log of run {run.id} is no longer on this host: neither spool nor container")
             return False

@@ -1,14 +1,17 @@
 """Spends budgets for what comes through the doors: a line of JSON for each order, a line for each answer.
 
 One thread reads from all connections. What has come in from any of them meanwhile is one transaction, and is answered
-when that is on disk: the more there are who ask, the more orders each flush of the disk carries.
+when that is on disk: the more there are who ask, the more orders each flush of the disk carries. A settling that is
+lost with the service leaves its reservation open, which counts the same.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,9 +19,13 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from standpipe.errors import InternalError
 from standpipe_task import spending
 
+ORDERS = ("reserve", "settle", "refund")
 LONGEST_ORDER = 4096  # bytes
+SETTLES_WAIT = 0.02  # seconds
+MOST_WAIT = 1000  # orders
 ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
 
 
@@ -52,7 +59,7 @@ class Teller:
         bell.setblocking(False)
         self._selector.register(bell, selectors.EVENT_READ)
         self._inner_bell = bell
-        Thread(target=self._serve, daemon=True).start()
+        Thread(target=self._serve_or_end, daemon=True).start()
 
     def take_over(self, connection: socket.socket, pipeline: str, run: str, envelopes: dict[str, int | None]) -> None:
         """Serve a connection from now on."""
@@ -65,24 +72,31 @@ class Teller:
         answered: SimpleQueue[None] = SimpleQueue()
 
         def do() -> None:
-            for key in list(self._selector.get_map().values()):
-                if key.data is not None and key.data.run == run:
-                    self._drop(key.data)
-            with suppress(spending.Refused), self._books() as books:
-                for terms in self._declared().values():
-                    books.crash(terms, run)
-            answered.put(None)
+            try:
+                for key in list(self._selector.get_map().values()):
+                    if key.data is not None and key.data.run == run:
+                        self._drop(key.data)
+                terms = self._declared()
+                self._write_books(lambda books: [books.crash(terms[name], run) for name in sorted(terms)])
+            finally:
+                answered.put(None)
 
         self._ask(do)
         answered.get()
 
     def sweep(self) -> None:
-        """Charge what was reserved long ago and never closed."""
+        """Charge what was reserved long ago and never closed, and say to other hosts what is declared on this one."""
 
         def do() -> None:
-            with suppress(spending.Refused), self._books() as books:
-                for terms in self._declared().values():
-                    books.crash(terms)
+            terms = self._declared()
+
+            def look(books: spending.Books) -> None:
+                books.declare(terms)
+                for name in sorted(terms):
+                    with suppress(spending.Refused):
+                        books.crash(terms[name])
+
+            self._write_books(look)
 
         self._ask(do)
 
@@ -91,22 +105,40 @@ class Teller:
         self._arrivals.put(what)
         self._bell.send(b"!")
 
+    def _serve_or_end(self) -> None:
+        """Serve; an error that nobody foresaw ends the whole service, which systemd starts anew."""
+        try:
+            self._serve()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(InternalError.exit_code)
+
     def _serve(self) -> None:
+        waiting: list[tuple[Client, dict[str, Any]]] = []
         while True:
-            orders: list[tuple[Client, dict[str, Any]]] = []
-            for key, events in self._selector.select():
+            ready = self._selector.select(SETTLES_WAIT if waiting else None)
+            for key, events in ready:
                 if key.data is None:
-                    with suppress(BlockingIOError):
-                        self._inner_bell.recv(4096)
-                    while not self._arrivals.empty():
-                        self._arrivals.get()()
+                    self._answer(waiting)
+                    waiting = []
+                    self._do_what_is_asked()
                 else:
                     if events & selectors.EVENT_WRITE:
                         self._write(key.data)
                     if events & selectors.EVENT_READ:
-                        orders += [(key.data, order) for order in self._read(key.data)]
-            if orders:
-                self._answer(orders)
+                        waiting += [(key.data, order) for order in self._read(key.data)]
+            # Nobody waits for a settling; where the next reservation is not far, one flush of the disk carries both.
+            if not ready or len(waiting) > MOST_WAIT or any("reserve" in order for _, order in waiting):
+                self._answer(waiting)
+                waiting = []
+
+    def _do_what_is_asked(self) -> None:
+        """Do what others asked this thread for."""
+        with suppress(BlockingIOError):
+            self._inner_bell.recv(4096)
+        while not self._arrivals.empty():
+            with suppress(Exception):  # of whatever kind: what was not closed now is, an hour later
+                self._arrivals.get()()
 
     def _read(self, client: Client) -> Iterable[dict[str, Any]]:
         """Return the orders that have come in whole; one that is none ends the connection."""
@@ -130,30 +162,44 @@ class Teller:
 
     def _answer(self, orders: list[tuple[Client, dict[str, Any]]]) -> None:
         """Carry out orders in one transaction, and answer when it is on disk."""
+        if not orders:
+            return
         answers: list[tuple[Client, dict[str, Any] | None]] = []
         try:
             terms = self._declared()
-            with self._books() as books:
-                for name in sorted(
-                    set(terms).intersection(asked for client, _ in orders for asked in client.envelopes)
-                ):
+
+            def carry_out(books: spending.Books) -> None:
+                for name in sorted({asked_of(client, order) for client, order in orders}.intersection(terms)):
                     with suppress(spending.Refused):  # told to whoever asks for it
                         books.account(terms[name])  # in one order everywhere: nobody waits for who waits for him
-                answers += [(client, carried_out(books, client, order, terms)) for client, order in orders]
-        except Exception as error:  # of whatever kind: nothing was written, so nothing is granted
+                answers[:] = [(client, carried_out(books, client, order, terms)) for client, order in orders]
+
+            self._write_books(carry_out)
+        except Exception as error:  # of whatever kind: what may have been written stands, and nothing is granted
             why = str(error) if isinstance(error, spending.Refused) else f"budgets cannot be counted now: {error}"
             answers = [(client, {"refused": why} if "reserve" in order else None) for client, order in orders]
-            self._forget_database()
         for client, answer in answers:
             if answer is not None:
                 client.answers += json.dumps(answer).encode() + b"\n"
         for client in {id(client): client for client, _ in answers}.values():
             self._write(client)
 
-    def _books(self) -> Any:
-        if self._database is None:
-            self._database = self._open_database()
-        return spending.books(self._database)
+    def _write_books(self, what: Callable[[spending.Books], object]) -> None:
+        """Do something in one transaction; once more where the connection was of before the server's restart.
+
+        That is safe: each order's identity makes it happen once.
+        """
+        again = self._database is not None
+        try:
+            if self._database is None:
+                self._database = self._open_database()
+            with spending.books(self._database) as books:
+                what(books)
+        except Exception as error:
+            self._forget_database()
+            if not (again and isinstance(error, spending.Unavailable)):
+                raise
+            self._write_books(what)
 
     def _forget_database(self) -> None:
         if self._database is not None:
@@ -176,7 +222,7 @@ class Teller:
             self._drop(client)
             return
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.answers else 0)
-        with suppress(KeyError):  # it was dropped meanwhile
+        with suppress(KeyError, ValueError):  # it was dropped meanwhile
             if self._selector.get_key(client.connection).events != wanted:
                 self._selector.modify(client.connection, wanted, client)
 
@@ -187,13 +233,20 @@ class Teller:
         client.connection.close()
 
 
+def asked_of(client: Client, order: dict[str, Any]) -> str:
+    """Return the budget that an order is about; nothing where it is none of the client's."""
+    name = next((str(order[key]) for key in ORDERS if key in order), "")
+    return name if name in client.envelopes else ""
+
+
 def carried_out(
     books: spending.Books, client: Client, order: dict[str, Any], terms: dict[str, spending.Terms]
 ) -> dict[str, Any] | None:
     """Carry out one order; return the answer, where one is waited for. Raises what keeps the books from being kept."""
-    name = next((str(order[key]) for key in ("reserve", "settle", "refund") if key in order), "")
+    name = asked_of(client, order)
     ident = str(order.get("id"))[:64]
-    if name not in client.envelopes:
+    if not name:
+        name = next((str(order[key]) for key in ORDERS if key in order), "")
         known = ", ".join(sorted(client.envelopes)) or "none"
         return {"refused": f"pipeline {client.pipeline} does not name budget {name!r}. It names: {known}"}
     if name not in terms:

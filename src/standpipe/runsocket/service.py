@@ -258,6 +258,7 @@ class Service:
         self.engine = engine
         self.teller = Teller(budgets.open_books, budgets.terms)
         self._swept = 0.0
+        self._declared: dict[str, spending.Terms] = {}
         self.runs: dict[str, Door] = {}
         self.pipelines: dict[str, Door] = {}
         self._lock = Lock()
@@ -311,8 +312,9 @@ class Service:
             self.pipelines[name] = Door(paths.PIPELINE_SOCKETS / name, wanted[name], None, self.engine, self.teller)
         for name in self.pipelines.keys() - wanted.keys():
             self.pipelines.pop(name).close()
-        if time.monotonic() - self._swept > SWEEP_EVERY and configuration.budgets():
-            self._swept = time.monotonic()
+        terms = budgets.terms()
+        if terms != self._declared or (terms and time.monotonic() - self._swept > SWEEP_EVERY):
+            self._declared, self._swept = terms, time.monotonic()
             self.teller.sweep()
 
     def has_ended(self, ledger: Ledger, door: Door) -> bool:

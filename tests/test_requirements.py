@@ -1,0 +1,110 @@
+"""What the build makes of a pipeline's requirements file, before anything is installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CLOSURE = Path(__file__).parent.parent / "docker" / "requirements_closure.py"
+
+
+def closure(source: Path, requirements: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    there = source.parent / "there"
+    command = [sys.executable, str(CLOSURE), str(source), requirements, str(there)]
+    return there, subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    return source
+
+
+@pytest.mark.parametrize(
+    ("lock", "export"),
+    [
+        ("uv.lock", "uv export --format requirements-txt"),
+        ("poetry.lock", "poetry export --format requirements.txt"),
+        ("Pipfile.lock", "pipenv requirements --hash"),
+        ("pylock.toml", "uv pip compile pylock.toml --generate-hashes"),
+        ("pyproject.toml", "uv pip compile pyproject.toml --generate-hashes"),
+        ("app/uv.lock", "uv export --format requirements-txt"),
+    ],
+)
+def test_a_lock_that_pip_does_not_read_is_told_with_what_exports_it(source: Path, lock: str, export: str) -> None:
+    (source / lock).parent.mkdir(exist_ok=True)
+    (source / lock).write_text("version = 1\n")
+    there, answer = closure(source, lock)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"requirements: {lock} is none of pip's own. Commit what this makes of it")
+    assert export in answer.stderr
+    assert not there.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git+https://git.example.org/thing.git@v1",
+        "thing @ git+ssh://git@git.example.org/thing.git",
+        "thing[extra]@git+https://git.example.org/thing.git",
+        "-e git+https://git.example.org/thing.git#egg=thing",
+        "hg+https://hg.example.org/thing",
+    ],
+)
+def test_a_requirement_from_a_repository_is_refused_before_anything_is_installed(source: Path, line: str) -> None:
+    (source / "requirements.txt").write_text(f"luigi\n{line}\n")
+    _there, answer = closure(source, "requirements.txt")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("requirements: requirements.txt:2 installs from a repository")
+    assert "/archive/" in answer.stderr
+
+
+def test_a_secret_in_the_address_of_a_repository_is_not_told(source: Path) -> None:
+    (source / "requirements.txt").write_text("thing @ git+https://me:hunter2-and-more@git.example.org/thing.git\n")
+    assert "hunter2" not in closure(source, "requirements.txt")[1].stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["./thing", "../thing", "/srv/thing", "-e .", ".", "file:///srv/thing", "thing @ file:///srv/thing", "a/b.whl"],
+)
+def test_a_requirement_from_a_local_path_is_refused(source: Path, line: str) -> None:
+    (source / "requirements.txt").write_text(f"# ours\n{line}\n")
+    _there, answer = closure(source, "requirements.txt")
+    assert answer.returncode == 1
+    assert answer.stderr == f"requirements: requirements.txt:2 installs from a local path: {line}\n"
+
+
+def test_what_pip_installs_by_name_or_from_an_archive_is_taken(source: Path) -> None:
+    lines = (
+        "luigi>=3\nboto3[crt]==1.40 ; python_version > '3'\nthing @ https://example.org/archive/1.tar.gz\n"
+        "# a/b\nsix;python_version!='a/b'\n"
+    )
+    (source / "requirements.txt").write_text(lines)
+    there, answer = closure(source, "requirements.txt")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (there / "requirements.txt").read_text() == lines
+    assert (there / ".options").read_text() == ""
+
+
+def test_files_that_are_included_come_along_and_one_hash_asks_for_all(source: Path) -> None:
+    (source / "requirements").mkdir()
+    (source / "requirements" / "base.txt").write_text("-c limits.txt\nluigi==3.8 --hash=sha256:00\n")
+    (source / "requirements" / "limits.txt").write_text("boto3<2\n")
+    (source / "requirements.txt").write_text("-r requirements/base.txt\n")
+    there, answer = closure(source, "requirements.txt")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    copied = sorted(str(path.relative_to(there)) for path in there.rglob("*.txt"))
+    assert copied == ["requirements.txt", "requirements/base.txt", "requirements/limits.txt"]
+    assert (there / ".options").read_text() == "--require-hashes\n"
+
+
+def test_a_file_that_is_not_there_is_told_with_those_that_are(source: Path) -> None:
+    (source / "requirements-dev.txt").write_text("luigi\n-r missing.txt\n")
+    assert "It has: requirements-dev.txt" in closure(source, "requirements.txt")[1].stderr
+    assert "(included by requirements-dev.txt:2)" in closure(source, "requirements-dev.txt")[1].stderr
+    assert "lies outside" in closure(source, "../requirements.txt")[1].stderr
