@@ -95,11 +95,14 @@ class Drill:
             os.kill(chance.choice(sorted(self.spenders)), signal.SIGKILL)
             self.killed += 1
 
-    def run(self, kills: int, chance: random.Random) -> None:
-        """Kill as often as is asked, while all spend what there is; then let them spend the rest."""
+    def run(self, kills: int, chance: random.Random, every: float = 0.02) -> None:
+        """Kill as often as is asked, while all spend what there is; then let them spend the rest.
+
+        From kill to kill it is `every` seconds at the most; each kill of the service costs its start besides.
+        """
         self.fill_up()
         for _ in range(kills):
-            time.sleep(chance.random() * 0.02)
+            time.sleep(chance.random() * every)
             self.kill_one(chance)
             if self.reap():
                 break
@@ -173,12 +176,13 @@ def main() -> None:
     parser.add_argument(
         "--think", type=float, default=0.3, help="at most so many seconds between two calls of a process"
     )
+    parser.add_argument("--every", type=float, default=0.02, help="at most so many seconds from kill to kill")
     parser.add_argument("--database", metavar="URL", help="keep the books in this PostgreSQL database, which is empty")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sp") as root:
         drill = Drill(Path(root), asked.units, asked.processes, asked.think, asked.database)
-        drill.run(asked.kills, random.Random(asked.seed))  # noqa: S311  # likewise
+        drill.run(asked.kills, random.Random(asked.seed), asked.every)  # noqa: S311  # likewise
         print(json.dumps(drill.result()))
 
 

@@ -144,12 +144,12 @@ def test_metrics_say_what_is_left(books: Books, ledger: Ledger) -> None:
     assert families["standpipe_budget_left"][0].value == 9997
 
 
-def test_people_are_warned_once_a_period(books: Books) -> None:
-    def warned(news: bool) -> bool:
+def test_people_are_warned_once_a_period_that_it_may_and_once_that_it_will(books: Books) -> None:
+    def warned(level: int) -> bool:
         with spending.books(books.database) as opened:
-            return opened.warn(books.terms, news)
+            return opened.warn(books.terms, level)
 
     books.at("2026-10-16T12:00")
-    assert [warned(True), warned(True), warned(False), warned(True)] == [True, False, True, True]
+    assert [warned(1), warned(1), warned(2), warned(1), warned(2)] == [True, False, True, False, False]
     books.at("2026-11-16T12:00")
-    assert warned(True)
+    assert warned(2)

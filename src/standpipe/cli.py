@@ -174,6 +174,11 @@ def parser() -> argparse.ArgumentParser:
     correct.add_argument(
         "--clock-is-right", action="store_true", help="spend again, after a clock that was ahead was set right"
     )
+    correct.add_argument(
+        "--new-books",
+        action="store_true",
+        help="set this host's books aside, damaged ones too, and begin with empty ones",
+    )
     budget.set_defaults(call=call_budget)
 
     releases = commands.add_parser("releases", help="what was in service of a pipeline, and can be again")
@@ -375,13 +380,15 @@ def warn_of_the_clock(ledger: Ledger, say: Callable[[str], None]) -> None:
         say(told)
 
 
-def pass_on(ledger: Ledger, ping: bool = False) -> None:
+def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> None:
     """Tell people and programs what became of runs; that this fails is noted in the journal and changes nothing."""
     from standpipe import metrics, notify, paths
 
     steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
     if ping:
-        steps += [lambda: notify.ping(note), lambda: notify.warn_of_budgets(note)]
+        steps.append(lambda: notify.ping(note))
+    if looks_ahead:
+        steps.append(lambda: notify.warn_of_budgets(note))
     if paths.CERTIFICATE.exists():  # there is a collector
         steps.append(await_receipts)
     for step in steps:
@@ -478,7 +485,9 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
         failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
         catch_up.forget_the_old(ledger, say, datetime.now(UTC))
     finally:
-        pass_on(ledger, ping=not failures)  # of a host that cannot look after all of its pipelines an alarm is right
+        pass_on(
+            ledger, ping=not failures, looks_ahead=True
+        )  # of a host that cannot look after all of its pipelines an alarm is right
     return InternalError.exit_code if failures else 0
 
 
@@ -765,11 +774,15 @@ def call_budget(arguments: argparse.Namespace) -> int:
     if (arguments.svg or arguments.elsewhere) and not arguments.name:
         raise UsageError("--svg and --elsewhere are of one budget: name it")
     terms = [budgets.named(arguments.name)] if arguments.name else list(budgets.terms().values())
+    if arguments.new_books:
+        aside = budgets.begin_new_books(datetime.now(UTC))
+        print(f"the books are empty; what was spent is in {', '.join(map(str, aside)) or 'none'}", file=sys.stderr)
     with budgets.books() as database:
         if arguments.elsewhere or arguments.clock_is_right:
             with spending.books(database) as opened:
                 if arguments.clock_is_right:
-                    opened.trust_clock()
+                    for each in terms:
+                        opened.trust_clock(each)
                 else:
                     opened.set_elsewhere(terms[0], units(arguments.elsewhere))
         outlooks = [report.outlook(database, each) for each in terms]

@@ -149,7 +149,7 @@ def look_at_budgets() -> Iterator[Finding]:
             return
         with budgets.books() as database:
             for name, each in terms.items():
-                state = spending.state(database, each, "9999")
+                state = spending.state(database, each)
                 used = state.spent + state.crashed + state.elsewhere
                 seen = f"{spending.units(state.left)} of {spending.units(each.limit)} {each.units} left"
                 if otherwise := database.disagreement(each):

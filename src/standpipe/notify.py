@@ -184,13 +184,13 @@ def warn_of_budgets(say: Callable[[str], None]) -> None:
             if look.forecast.may_run_dry is None:
                 continue
             with spending.books(database) as opened:
-                if not opened.warn(each, True):
+                if not opened.warn(each, 2 if look.forecast.runs_dry else 1):
                     continue  # they know
             title = f"budget {name} on {socket.gethostname()}: runs dry: {budget_report.when_dry(look.forecast)}"
             taken = [send(url, title, budget_report.detail(look)) for url in chosen.urls]
             if not all(taken):
                 with spending.books(database) as opened:
-                    opened.warn(each, False)
+                    opened.take_back_warning(each)
                 say(f"budget {name}: a warning could not be sent; it is tried again")
 
 

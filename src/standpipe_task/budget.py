@@ -13,26 +13,34 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, parse_headers
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Union
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Union
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError
+from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, ProxyError
 
 from standpipe_task import spending
 
 DOOR = Path("/run/standpipe/run")
 LOCAL = "STANDPIPE_LOCAL_BUDGETS"
+FRESH = 60.0  # seconds after which a reservation is not taken for one of now
 PATIENCE = 10.0  # seconds for which the host's service may be away, as while it is restarted
+NEVER_SENT = (
+    requests.exceptions.ConnectTimeout,
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+)
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 MAY_PASS = frozenset({429, 500, 502, 503, 504})
 
@@ -79,6 +87,8 @@ class BudgetAdapter(HTTPAdapter):
     Raises BudgetSpent and BudgetUnavailable, before anything is sent.
     """
 
+    __attrs__ = [*HTTPAdapter.__attrs__, "budget", "kind", "retries", "backoff", "longest_wait"]  # noqa: RUF012  # theirs
+
     def __init__(
         self,
         budget: str,
@@ -100,11 +110,12 @@ class BudgetAdapter(HTTPAdapter):
         """Send a request, as often as it takes; each time it is paid for."""
         kind = self.kind if isinstance(self.kind, str) else self.kind(request)
         wait = self.backoff
-        for left in range(self.retries if request.method in REPEATABLE else 0, -1, -1):
+        repeatable = request.method in REPEATABLE and isinstance(request.body, (bytes, str, type(None)))
+        for left in range(self.retries if repeatable else 0, -1, -1):
             try:
                 response = self._send_once(request, kind, *args, **options)
-            except (requests.ConnectionError, requests.Timeout):
-                if not left:
+            except (requests.ConnectionError, requests.Timeout) as error:
+                if not left or isinstance(error, requests.exceptions.SSLError):
                     raise
             else:
                 asked = retry_after(response.headers)
@@ -124,7 +135,7 @@ class BudgetAdapter(HTTPAdapter):
             _mine.purse = None
 
     def _send_once(self, request: requests.PreparedRequest, kind: str, *args: Any, **options: Any) -> requests.Response:
-        ident = uuid.uuid4().hex
+        ident, asked = uuid.uuid4().hex, time.time()
         try:
             purse = purse_of_this_thread()
             wait = purse.reserve(self.budget, kind, ident)
@@ -136,10 +147,13 @@ class BudgetAdapter(HTTPAdapter):
         sent = False
         try:
             time.sleep(wait)
+            if time.time() - asked > wait + FRESH:  # this process was stopped meanwhile, perhaps over a period's end
+                purse.settle(self.budget, ident, {})
+                return self._send_once(request, kind, *args, **options)
             sent = True
             response = super().send(request, *args, **options)
         except (requests.RequestException, HTTPError, OSError) as error:
-            if was_never_connected(error):
+            if not sent or was_never_connected(error):
                 purse.refund(self.budget, ident)
             else:
                 purse.settle(self.budget, ident, {})
@@ -155,11 +169,20 @@ class BudgetAdapter(HTTPAdapter):
 
 
 def was_never_connected(error: BaseException) -> bool:
-    """Say whether a request cannot have left this machine: there was no connection to send it through."""
-    cause = error.args[0] if error.args else None
-    if isinstance(cause, MaxRetryError):
-        cause = cause.reason
-    return isinstance(cause, NewConnectionError) or isinstance(error, requests.exceptions.ConnectTimeout)
+    """Say whether a request cannot have been sent: there was no connection to send it through, or nobody to trust."""
+    if type(error) is OSError or isinstance(error, NEVER_SENT):  # the former is requests' word for a missing CA file
+        return True
+    cause: object = error
+    for _ in range(8):  # what wraps what differs between versions
+        if isinstance(cause, (NewConnectionError, ssl.SSLCertVerificationError)):
+            return True
+        if isinstance(cause, MaxRetryError):
+            cause = cause.reason
+        elif isinstance(cause, ProxyError):
+            cause = cause.original_error
+        else:
+            cause = cause.args[-1] if isinstance(cause, BaseException) and cause.args else None
+    return False
 
 
 def retry_after(headers: Mapping[str, str]) -> Optional[float]:
@@ -167,7 +190,7 @@ def retry_after(headers: Mapping[str, str]) -> Optional[float]:
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():
         return float(text)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         until = parsedate_to_datetime(text)
         now = parsedate_to_datetime(headers["Date"]) if headers.get("Date") else datetime.now(timezone.utc)
         return max(0.0, (until - now).total_seconds())
@@ -203,7 +226,7 @@ class HostPurse:
     def settle(self, budget: str, ident: str, headers: Mapping[str, str], status: int = 0) -> None:
         """Charge it. Where that cannot be told, the reservation stands, which counts the same."""
         order: Dict[str, Any] = {"settle": budget, "id": ident}
-        remaining = headers.get(self._headers.get(budget, ""), "")
+        remaining = headers.get(self._headers.get(budget, ""), "") if status < 400 else ""
         if remaining:
             order["remaining"] = remaining
         hold = hold_asked(headers, status)
@@ -229,10 +252,14 @@ class HostPurse:
             except (OSError, ValueError, HTTPException) as error:
                 self._hang_up()
                 if time.monotonic() > deadline:
+                    self._tell({"refund": order["reserve"], "id": order["id"]})  # it may have come through, or will
                     raise spending.Unavailable(
                         f"standpiped on the host does not answer ({error}): no call goes out that it has not counted"
                     ) from None
                 time.sleep(0.1)
+            except BaseException:  # somebody stopped it: the answer must not be read for another's
+                self._hang_up()
+                raise
 
     def _tell(self, order: Dict[str, Any]) -> None:
         for _ in range(2):  # a connection that broke since is made anew, once
@@ -288,31 +315,40 @@ class LocalPurse:
             raise spending.Unavailable(f"{LOCAL}: {declared} is no list of budgets ({error})") from None
         self._terms = {each.name: each for each in terms}
         self._run = f"{datetime.now(timezone.utc):%Y-%m-%d} {os.getpid()}"
-        self._database = spending.open_database(str(declared.with_suffix(".sqlite3")))
+        self._books = str(declared.with_suffix(".sqlite3"))
 
     def reserve(self, budget: str, kind: str, ident: str) -> float:
         """Reserve; return the seconds to wait before sending."""
         if budget not in self._terms:
             raise spending.Refused(f"budget {budget} is not declared in the file that {LOCAL} names")
-        with spending.books(self._database) as books:
+        with self._open() as books:
             books.crash(self._terms[budget])
             return books.reserve(ident, self._terms[budget], "local", self._run, kind)
 
     def settle(self, budget: str, ident: str, headers: Mapping[str, str], status: int = 0) -> None:
         """Charge it. Where that fails, the reservation stands, which counts the same."""
         terms = self._terms[budget]
-        with suppress(spending.Refused), spending.books(self._database) as books:
-            remaining = spending.remaining(headers.get(terms.remaining_header or "", ""))
+        with suppress(spending.Refused), self._open() as books:
+            remaining = spending.remaining(headers.get(terms.remaining_header or "", "") if status < 400 else "")
             books.settle(ident, terms, remaining, hold_asked(headers, status))
 
     def refund(self, budget: str, ident: str) -> None:
         """Take it back."""
-        with suppress(spending.Refused), spending.books(self._database) as books:
+        with suppress(spending.Refused), self._open() as books:
             books.refund(ident, self._terms[budget])
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
+        """Have nothing to let go of."""
+
+    @contextmanager
+    def _open(self) -> Iterator[spending.Books]:
+        """Open the file for one transaction: a fork must not share what SQLite has open."""
+        database = spending.open_database(self._books)
+        try:
+            with spending.books(database) as books:
+                yield books
+        finally:
+            database.close()
 
 
 class Mine(threading.local):

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Type
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,8 @@ MOST = 9 * 10**9  # units: what fits into 64 bits
 ABANDONED_AFTER = 3600  # seconds after which a reservation that nobody closed counts as crashed
 WAIT = 30  # seconds for others to end their writing
 CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
+SETTLES_IN = 600  # seconds from a period's start for which a provider may still speak of the one before
+MOST_HOLD = 86400  # seconds for which a provider's word counts, whatever it says
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
 TABLES = (
@@ -41,7 +44,8 @@ TABLES = (
         budget TEXT NOT NULL, starts BIGINT NOT NULL, day TEXT NOT NULL, pipeline TEXT NOT NULL, run TEXT NOT NULL,
         kind TEXT NOT NULL, calls BIGINT NOT NULL, amount BIGINT NOT NULL,
         PRIMARY KEY (budget, run, day, pipeline, kind, starts))""",
-    "CREATE INDEX IF NOT EXISTS spending_by_period ON spending (budget, starts)",
+    "CREATE INDEX IF NOT EXISTS spending_by_day ON spending (budget, day)",
+    "CREATE INDEX IF NOT EXISTS spending_by_pipeline ON spending (budget, pipeline, run)",
 )
 
 
@@ -83,6 +87,10 @@ class Terms:
             raise ValueError(f"budget {declared.get('name')!r} has the unknown key {sorted(unknown)[0]!r}")
         if declared.get("period", "month") not in ("day", "week", "month"):
             raise ValueError(f"budget {declared['name']!r}: period: choose of day, week, month")
+        try:
+            zone(str(declared.get("timezone", "UTC")))
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"budget {declared['name']!r}: timezone: this machine knows no such zone") from None
         return cls(
             name=str(declared["name"]),
             limit=parts(declared["limit"]),
@@ -170,12 +178,23 @@ class Database:
 
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
         """Open the file, and make it where it is not there."""
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise Unavailable(f"SQLite {sqlite3.sqlite_version} is too old for the budgets' books: 3.35 is needed")
         self.clock = clock
+        self._path = path
         self._connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         self._log_ahead()
         self._connection.execute("PRAGMA synchronous=FULL")  # a reservation is on disk before its call goes out
         for statement in TABLES:
             self._connection.execute(statement)
+        self._inode = 0 if path == ":memory:" else Path(path).stat().st_ino
+
+    def is_replaced(self) -> bool:
+        """Say whether the file at the path is not the one that is open: what is written to that counts for nobody."""
+        try:
+            return Path(self._path).stat().st_ino != self._inode
+        except OSError:
+            return self._path != ":memory:"
 
     def _log_ahead(self) -> None:
         """Turn to a write-ahead log; where others are at it as well, SQLite does not wait by itself."""
@@ -265,21 +284,27 @@ class Books:
             row = self._database.execute(self._database.find_budget, terms.name).fetchone()
         next_free, held_until, latest = row
         self.now = self._database.now()  # since it may have waited for others
-        if self.now < latest <= self.now + CLOCK_SLIPS:
-            self.now = latest
+        if latest > self.now + CLOCK_SLIPS:
+            raise Unavailable(
+                f"the clock says {moment(self.now)}, but budget {terms.name} was spent from at {moment(latest)} "
+                f"already: set the clock right; where it is right now, standpipe budget {terms.name} --clock-is-right"
+            )
+        self.now = max(self.now, latest)
         if otherwise := self._database.disagreement(terms):
             raise Unavailable(otherwise)
         starts, ends = terms.period_at(self.now)
-        if latest >= ends:
-            raise Unavailable(
-                f"the clock says {moment(self.now)}, but budget {terms.name} was spent from at {moment(latest)} "
-                "already: set the clock right; where it is right now, standpipe budget --clock-is-right"
-            )
         account = Account(terms, starts, ends, next_free, held_until, latest)
         row = self._database.execute(
             "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
         ).fetchone()
         if row is None:
+            # Of a declaration with another period or zone, what was spent in the same time counts on.
+            before = self._database.execute(
+                "SELECT coalesce(sum(spent + crashed + elsewhere), 0) FROM period "
+                "WHERE budget = ? AND starts < ? AND ends > ?",
+                *(terms.name, ends, starts),
+            ).fetchone()
+            account.elsewhere = int(before[0])
             self._database.execute("INSERT INTO period VALUES (?, ?, ?, 0, 0, 0, 0)", terms.name, starts, ends)
         else:
             account.spent, account.crashed, account.elsewhere = row
@@ -300,9 +325,12 @@ class Books:
         Unavailable.
         """
         amount = terms.price(kind)
+        kind = kind if terms.prices else "call"
         account = self.account(terms)
-        row = self._database.execute("SELECT due FROM reservation WHERE id = ?", ident).fetchone()
+        row = self._database.execute("SELECT due, budget, kind FROM reservation WHERE id = ?", ident).fetchone()
         if row:
+            if tuple(row[1:]) != (terms.name, kind):
+                raise Refused(f"reservation {ident} is of another call already")
             return max(0.0, float(row[0]) - self.now)
         if account.held_until - self.now > LONGEST_HOLD:
             raise Spent(
@@ -318,6 +346,8 @@ class Books:
                 )
             account.runs[run] = used + amount
         due = max(self.now, account.next_free, account.held_until)
+        if due - self.now > LONGEST_HOLD:
+            raise Unavailable(f"{due - self.now:.0f} s of calls are waiting for the pace of budget {terms.name}")
         account.next_free = due + terms.pace
         account.latest = max(account.latest, self.now)
         account.reserved += amount
@@ -364,12 +394,13 @@ class Books:
         """
         account = self.account(terms)
         row = self._database.execute(
-            "DELETE FROM reservation WHERE id = ? RETURNING starts, pipeline, run, kind, amount, due", ident
+            "DELETE FROM reservation WHERE id = ? AND budget = ? RETURNING starts, pipeline, run, kind, amount, due",
+            *(ident, terms.name),
         ).fetchone()
-        if hold is not None:
-            account.held_until = max(account.held_until, self.now + hold)
         if row is None:
             return
+        if hold is not None:
+            account.held_until = max(account.held_until, self.now + min(hold, MOST_HOLD))
         starts, pipeline, run, kind, amount, due = row
         account.reserved -= amount
         day = terms.day_at(due if terms.period_at(due)[0] == starts else starts)
@@ -386,7 +417,7 @@ class Books:
             account.crashed += amount if crashed else 0
             account.spent += 0 if crashed else amount
             self._spend(account, account.starts, terms.day_at(account.starts), (pipeline, run, kind), (0, amount))
-        if remaining is not None and starts == account.starts:
+        if remaining is not None and starts == account.starts and self.now - starts > SETTLES_IN:
             account.elsewhere += max(0, account.left - max(0, remaining - account.reserved))
 
     def _spend(
@@ -404,7 +435,9 @@ class Books:
     def refund(self, ident: str, terms: Terms) -> None:
         """Take a reservation back: nothing was sent."""
         account = self.account(terms)
-        row = self._database.execute("DELETE FROM reservation WHERE id = ? RETURNING run, amount", ident).fetchone()
+        row = self._database.execute(
+            "DELETE FROM reservation WHERE id = ? AND budget = ? RETURNING run, amount", ident, terms.name
+        ).fetchone()
         if row is not None:
             account.reserved -= row[1]
             if row[0] in account.runs:
@@ -434,18 +467,30 @@ class Books:
         """Note what was spent of the present period without these books' knowledge."""
         self.account(terms).elsewhere = amount
 
-    def warn(self, terms: Terms, warned: bool) -> bool:
-        """Note that people were warned of the present period, or were not after all; return whether that is news."""
-        starts = self.account(terms).starts
+    def warn(self, terms: Terms, level: int) -> bool:
+        """Note how urgently people were warned of the present period; return whether that is more than they knew."""
         changed = self._database.execute(
-            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned <> ?",
-            *(int(warned), terms.name, starts, int(warned)),
+            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned < ?",
+            *(level, terms.name, self.account(terms).starts, level),
         )
         return bool(changed.rowcount)
 
-    def trust_clock(self) -> None:
-        """Take the clock for right, whatever was noted by it before."""
-        self._database.execute("UPDATE budget SET latest = 0, next_free = 0, held_until = 0")
+    def take_back_warning(self, terms: Terms) -> None:
+        """Note that they could not be warned after all."""
+        self._database.execute(
+            "UPDATE period SET warned = 0 WHERE budget = ? AND starts = ?", terms.name, self.account(terms).starts
+        )
+
+    def trust_clock(self, terms: Terms) -> None:
+        """Take the clock for right, whatever was noted by it before; what was spent in times to come counts now."""
+        self._database.execute("UPDATE budget SET latest = 0, next_free = 0, held_until = 0 WHERE name = ?", terms.name)
+        account = self.account(terms)
+        ahead = self._database.execute(
+            "SELECT coalesce(sum(spent + crashed), 0) FROM period WHERE budget = ? AND starts > ?",
+            *(terms.name, account.starts),
+        ).fetchone()
+        self._database.execute("DELETE FROM period WHERE budget = ? AND starts > ?", terms.name, account.starts)
+        account.elsewhere += int(ahead[0])
 
     def write(self) -> None:
         """Put down what has changed."""
@@ -506,6 +551,7 @@ class State:
     crashed: int
     elsewhere: int
     reserved: int
+    held_until: float  # before which its provider asks for no calls
     days: List[Tuple[str, str, int, int]]  # date, pipeline, calls, amount, of this period and of those before
 
     @property
@@ -514,8 +560,8 @@ class State:
         return max(0, self.terms.limit - self.spent - self.crashed - self.elsewhere - self.reserved)
 
 
-def state(database: Database, terms: Terms, since: str) -> State:
-    """Look at a budget; spending by day from the date `since` on. Changes nothing."""
+def state(database: Database, terms: Terms, since: Optional[str] = None) -> State:
+    """Look at a budget; with spending by day from the date `since` on, if that is given. Changes nothing."""
     starts, ends = terms.period_at(database.now())
     row = database.execute(
         "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
@@ -523,13 +569,19 @@ def state(database: Database, terms: Terms, since: str) -> State:
     reserved = database.execute(
         "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name
     ).fetchone()
-    days = database.execute(
-        "SELECT day, pipeline, sum(calls), sum(amount) FROM spending WHERE budget = ? AND day >= ? AND calls > 0 "
-        "GROUP BY day, pipeline ORDER BY day, pipeline",
-        *(terms.name, since),
-    ).fetchall()
+    held = database.execute("SELECT held_until FROM budget WHERE name = ?", terms.name).fetchone()
+    days = (
+        []
+        if since is None
+        else database.execute(
+            "SELECT day, pipeline, sum(calls), sum(amount) FROM spending WHERE budget = ? AND day >= ? AND calls > 0 "
+            "GROUP BY day, pipeline ORDER BY day, pipeline",
+            *(terms.name, since),
+        ).fetchall()
+    )
     spent, crashed, elsewhere = row or (0, 0, 0)
     return State(
         *(terms, starts, ends, int(spent), int(crashed), int(elsewhere), int(reserved[0])),
+        float(held[0]) if held else 0.0,
         [(day, pipeline, int(calls), int(amount)) for day, pipeline, calls, amount in days],
     )

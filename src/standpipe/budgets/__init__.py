@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
 
 from standpipe import configuration, paths
 from standpipe.errors import BudgetsUnavailable, UsageError
@@ -50,7 +52,25 @@ def open_books() -> spending.Database:
 
         return PostgresDatabase(paths.BUDGETS_DATABASE.read_text().strip())
     paths.BUDGET_LEDGER.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return spending.open_database(str(paths.BUDGET_LEDGER))
+    if paths.BUDGETS_BEGUN.exists() and not paths.BUDGET_LEDGER.exists():
+        raise spending.Unavailable(
+            f"the budgets' ledger {paths.BUDGET_LEDGER} is gone, and with it what was spent: put it back; or "
+            "standpipe budget --new-books, and --elsewhere for what was spent"
+        )
+    database = spending.open_database(str(paths.BUDGET_LEDGER))
+    paths.BUDGETS_BEGUN.touch()
+    return database
+
+
+def begin_new_books(now: datetime) -> list[Path]:
+    """Set the books of this host aside, damaged ones too, and begin with empty ones; return where the old ones are."""
+    aside = []
+    for path in sorted(paths.STATE.glob(f"{paths.BUDGET_LEDGER.name}*")):
+        if ".aside" not in path.name:
+            aside.append(path.rename(f"{path}.aside-{now:%Y%m%dT%H%M%SZ}"))
+    paths.BUDGETS_BEGUN.unlink(missing_ok=True)
+    open_books().close()
+    return aside
 
 
 @contextmanager
@@ -68,10 +88,11 @@ def books() -> Iterator[spending.Database]:
         raise BudgetsUnavailable(str(error)) from None
 
 
-def shortage(pipeline: Pipeline) -> str | None:
+def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> str | None:
     """Say which budget has less left than a run of a pipeline is expected to spend; None where each has enough.
 
-    Raises BudgetsUnavailable where that cannot be known.
+    What the runs `under_way` (pipeline and id) are still expected to spend is not for this one. Raises
+    BudgetsUnavailable where that cannot be known.
     """
     cautious = [use for use in pipeline.budgets if use.if_short == "skip"]
     if not cautious:
@@ -80,13 +101,30 @@ def shortage(pipeline: Pipeline) -> str | None:
         for use in cautious:
             budget = named(use.name)
             needed = expected(database, pipeline.name, use)
-            left = spending.state(database, budget, "9999").left
+            others = sum(still_expected(database, name, run, use.name) for name, run in under_way)
+            left = max(0, spending.state(database, budget).left - others)
             if needed > left or left == 0:
+                besides = f" for it, besides the {spending.units(others)} of runs under way" if others else ""
                 return (
-                    f"budget {use.name} has {spending.units(left)} {budget.units} left this {budget.period}, and a run "
-                    f"is expected to spend {spending.units(needed)} (standpipe budget {use.name})"
+                    f"budget {use.name} has {spending.units(left)} {budget.units} left this {budget.period}{besides}, "
+                    f"and a run is expected to spend {spending.units(needed)} (standpipe budget {use.name})"
                 )
     return None
+
+
+def still_expected(database: spending.Database, pipeline: str, run: str, budget: str) -> int:
+    """Return what a run under way is expected to spend of a budget, beyond what it has spent and reserved."""
+    use = next((use for use in configuration.load(pipeline).budgets if use.name == budget), None)
+    if use is None:
+        return 0
+    used = sum(
+        int(database.execute(question, budget, run).fetchone()[0])
+        for question in (
+            "SELECT coalesce(sum(amount), 0) FROM spending WHERE budget = ? AND run = ? AND calls > 0",
+            "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ? AND run = ?",
+        )
+    )
+    return max(0, expected(database, pipeline, use) - used)
 
 
 def expected(database: spending.Database, pipeline: str, use: BudgetUse) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -36,6 +37,13 @@ CONNECTION: dict[str, Any] = {
 MAKING = 5_743_761_283  # the key of the lock under which the tables are made: any number that is always the same
 
 
+def machine_id() -> str:
+    """Return the beginning of what tells this machine from its clones (machine-id(5)); nothing where it has none."""
+    with suppress(OSError):
+        return Path("/etc/machine-id").read_text()[:8]
+    return ""
+
+
 class PostgresDatabase(spending.Database):
     """Where the books are: a database of a PostgreSQL server, by its URL."""
 
@@ -44,7 +52,7 @@ class PostgresDatabase(spending.Database):
 
     def __init__(self, url: str) -> None:
         """Connect, and make the tables where they are not there. Raises Unavailable where that fails."""
-        self._host = socket.gethostname()
+        self._host = f"{socket.gethostname()} ({machine_id()})"
         try:
             conninfo_to_dict(url)
         except psycopg.Error:  # whose message may have a part of the password
@@ -72,6 +80,10 @@ class PostgresDatabase(spending.Database):
         """Do all or nothing, and have it on the server's disk."""
         with self._server.transaction():
             yield
+
+    def is_replaced(self) -> bool:
+        """Say no: the server knows its own files."""
+        return False
 
     def disagreement(self, terms: spending.Terms) -> str | None:
         """Say which host declares a budget otherwise, among those that were heard of within a day."""

@@ -17,6 +17,7 @@ from standpipe.ledger import timestamp
 from standpipe.report import SCHEMA, table
 from standpipe_task import spending
 
+A_WEEK = timedelta(days=7)
 BAR = 40  # characters
 SVG = "http://www.w3.org/2000/svg"
 
@@ -46,7 +47,9 @@ def outlook(database: spending.Database, terms: spending.Terms) -> Outlook:
         try:
             schedule = configuration.load(name).schedule
         except StandpipeError:
-            days[name] = []  # it is gone: what it spent is spent, and nothing comes
+            # Another host's, or gone: it goes on as it did, or it does not.
+            if max(day for day, pipeline, _, _ in state.days if pipeline == name) < (today - A_WEEK).isoformat():
+                days[name] = []
             continue
         if schedule is None:
             continue
@@ -104,12 +107,20 @@ def detail(each: Outlook) -> str:
         f"reserved {shown(now.reserved)}, left {shown(now.left)}",
         f"at its end {shown(look.at_end)} (nine times of ten {shown(look.low)} to {shown(look.high)}); "
         f"runs dry: {when_dry(look)}",
+        *held(now),
         "",
         table([("PIPELINE", "CALLS", "SPENT"), *by_pipeline(now)]),
         "",
         table([("DAY", "SPENT", "LEFT", ""), *burn_down(each)]),
     ]
     return "\n".join(lines)
+
+
+def held(now: spending.State) -> list[str]:
+    """Say that a provider asks for no calls, while it does."""
+    if now.held_until <= datetime.now(UTC).timestamp():
+        return []
+    return [f"its provider asks for no calls before {spending.moment(now.held_until)}"]
 
 
 def of_this_period(now: spending.State) -> list[tuple[str, str, int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import socket
 import traceback
@@ -20,10 +21,14 @@ from threading import Thread
 from typing import Any
 
 from standpipe.errors import InternalError
+from standpipe.runsocket.journal import warn
 from standpipe_task import spending
 
 ORDERS = ("reserve", "settle", "refund")
+IDENTITY = re.compile(r"[0-9a-f]{32}")
+KIND = re.compile(r"[\w.-]{1,64}", re.ASCII)
 LONGEST_ORDER = 4096  # bytes
+CONNECTIONS = 256  # at a time, of one run or one container
 SETTLES_WAIT = 0.02  # seconds
 MOST_WAIT = 1000  # orders
 ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
@@ -53,6 +58,7 @@ class Teller:
         """Serve from now on; `database` is opened when it is needed, and again after it failed."""
         self._open_database, self._declared = database, terms
         self._database: spending.Database | None = None
+        self._told = ""
         self._selector = selectors.DefaultSelector()
         self._arrivals: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._bell, bell = socket.socketpair()
@@ -65,7 +71,15 @@ class Teller:
         """Serve a connection from now on."""
         connection.setblocking(False)
         client = Client(connection, pipeline, run, envelopes)
-        self._ask(lambda: self._selector.register(connection, selectors.EVENT_READ, client) and None)
+
+        def do() -> None:
+            if sum(key.data.run == run for key in self._selector.get_map().values() if key.data) >= CONNECTIONS:
+                warn(f"{pipeline} {run}: more than {CONNECTIONS} connections at a time spend budgets: one is refused")
+                connection.close()
+            else:
+                self._selector.register(connection, selectors.EVENT_READ, client)
+
+        self._ask(do)
 
     def end(self, run: str) -> None:
         """Let go of a run's connections, and charge what it had reserved and not closed."""
@@ -73,9 +87,11 @@ class Teller:
 
         def do() -> None:
             try:
-                for key in list(self._selector.get_map().values()):
-                    if key.data is not None and key.data.run == run:
-                        self._drop(key.data)
+                clients = [key.data for key in self._selector.get_map().values() if key.data and key.data.run == run]
+                unread = [(client, order) for client in clients for order in self._read(client)]
+                self._answer([(client, order) for client, order in unread if "reserve" not in order])
+                for client in clients:
+                    self._drop(client)
                 terms = self._declared()
                 self._write_books(lambda books: [books.crash(terms[name], run) for name in sorted(terms)])
             finally:
@@ -143,7 +159,7 @@ class Teller:
     def _read(self, client: Client) -> Iterable[dict[str, Any]]:
         """Return the orders that have come in whole; one that is none ends the connection."""
         try:
-            data = client.connection.recv(65536)
+            data = client.connection.recv(LONGEST_ORDER)  # no more at a time: the others have their turn
         except BlockingIOError:
             return []
         except OSError:
@@ -151,14 +167,10 @@ class Teller:
         client.unread += data
         *lines, rest = client.unread.split(b"\n")
         client.unread = rest
-        try:
-            orders = [json.loads(line) for line in lines]
-        except ValueError:
-            orders = [None]
-        if not data or len(rest) > LONGEST_ORDER or not all(isinstance(order, dict) for order in orders):
+        orders = [order_of(bytes(line)) for line in lines]
+        if not data or len(rest) > LONGEST_ORDER or None in orders:
             self._drop(client)
-            return []
-        return orders
+        return [order for order in orders if order] if data else []
 
     def _answer(self, orders: list[tuple[Client, dict[str, Any]]]) -> None:
         """Carry out orders in one transaction, and answer when it is on disk."""
@@ -175,8 +187,12 @@ class Teller:
                 answers[:] = [(client, carried_out(books, client, order, terms)) for client, order in orders]
 
             self._write_books(carry_out)
+            self._told = ""
         except Exception as error:  # of whatever kind: what may have been written stands, and nothing is granted
-            why = str(error) if isinstance(error, spending.Refused) else f"budgets cannot be counted now: {error}"
+            if str(error) != self._told:  # once, and where containers do not see it: it may name the database
+                warn(f"budgets cannot be counted now: {error}")
+            self._told = str(error)
+            why = "the budgets' books cannot be kept now, as standpiped's journal says: no call goes out"
             answers = [(client, {"refused": why} if "reserve" in order else None) for client, order in orders]
         for client, answer in answers:
             if answer is not None:
@@ -191,6 +207,8 @@ class Teller:
         """
         again = self._database is not None
         try:
+            if self._database is not None and self._database.is_replaced():
+                self._forget_database()
             if self._database is None:
                 self._database = self._open_database()
             with spending.books(self._database) as books:
@@ -233,6 +251,16 @@ class Teller:
         client.connection.close()
 
 
+def order_of(line: bytes) -> dict[str, Any] | None:
+    """Read an order; None for what is none."""
+    try:
+        order = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(order, dict) and len(line) <= LONGEST_ORDER and IDENTITY.fullmatch(str(order.get("id")))
+    return order if known and KIND.fullmatch(str(order.get("kind", "call"))) else None
+
+
 def asked_of(client: Client, order: dict[str, Any]) -> str:
     """Return the budget that an order is about; nothing where it is none of the client's."""
     name = next((str(order[key]) for key in ORDERS if key in order), "")
@@ -244,7 +272,6 @@ def carried_out(
 ) -> dict[str, Any] | None:
     """Carry out one order; return the answer, where one is waited for. Raises what keeps the books from being kept."""
     name = asked_of(client, order)
-    ident = str(order.get("id"))[:64]
     if not name:
         name = next((str(order[key]) for key in ORDERS if key in order), "")
         known = ", ".join(sorted(client.envelopes)) or "none"
@@ -252,9 +279,9 @@ def carried_out(
     if name not in terms:
         return {"refused": f"budget {name} is not declared on this host: run site.yml on it"}
     try:
-        own = f"{client.run} {ident}"  # nobody closes another's
+        own = f"{client.run} {order['id']}"  # nobody closes another's
         if "reserve" in order:
-            kind = str(order.get("kind", "call"))[:64]
+            kind = str(order.get("kind", "call"))
             wait = books.reserve(own, terms[name], client.pipeline, client.run, kind, client.envelopes[name])
             return {"wait": wait, "remaining_header": terms[name].remaining_header}
         if "settle" in order:
@@ -270,4 +297,4 @@ def carried_out(
 
 def seconds(value: object) -> float | None:
     """Read for how long a provider asks for no calls; a year at most, None where that is no number."""
-    return min(max(float(value), 0.0), 366 * 86400.0) if isinstance(value, int | float) and value == value else None
+    return float(min(max(value, 0), spending.MOST_HOLD)) if isinstance(value, int | float) and value == value else None

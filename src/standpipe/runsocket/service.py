@@ -33,6 +33,7 @@ from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
 from standpipe.runsocket.budgets import Teller
 from standpipe.runsocket.credentials import Vendor, session_name
+from standpipe.runsocket.journal import warn
 from standpipe_task import spending
 
 PROTOCOL = "standpipe-budgets"
@@ -274,7 +275,8 @@ class Service:
 
     def open_if_paid_for(self, run: str, name: str) -> str | None:
         """Open a run's door, unless a budget has less left than the run is expected to spend: then say which."""
-        short = budgets.shortage(configuration.load(name))
+        under_way = [(door.pipeline, run) for run, door in list(self.runs.items())]
+        short = budgets.shortage(configuration.load(name), under_way)
         if short is None:
             self.open(run, name)
         return short
@@ -349,8 +351,11 @@ def declared() -> Iterator[Pipeline]:
             yield configuration.load(name)
 
 
-class Control(UnixStreamServer):
+class Control(ThreadingMixIn, UnixStreamServer):
     """Where the runner asks for sockets: root's alone."""
+
+    daemon_threads = True
+    block_on_close = False
 
     def __init__(self, service: Service) -> None:
         """Listen."""
@@ -382,12 +387,6 @@ class Orders(StreamRequestHandler):
             answer = {"error": f"{type(error).__name__}: {error}"}
             warn(f"an order could not be carried out: {answer['error']}")
         self.wfile.write(json.dumps(answer).encode() + b"\n")
-
-
-def warn(message: str) -> None:
-    """Tell the journal, as a warning (sd-daemon(3): the prefix <4>)."""
-    safe = message.encode("unicode_escape", "backslashreplace").decode()
-    print(f"<4>{safe}", file=sys.stderr, flush=True)
 
 
 def ready() -> None:
