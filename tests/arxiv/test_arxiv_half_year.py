@@ -50,13 +50,13 @@ def test_papers_arrive_on_real_weekdays_and_have_titles_of_their_own() -> None:
 
 
 def test_in_small_this_policy_finds_what_every_title_every_night_finds_for_few_of_its_calls() -> None:
-    result = simulate.compare(3.0, NO_RECORDS, copies=2, weeks=8, most_titles=60)
+    result = simulate.compare(3.0, NO_RECORDS, copies=2, weeks=6, most_titles=60)
     theirs, ours = result["judged"]["ancestor"], result["judged"]["this"]
     assert theirs.searches_a_month == theirs.calls_a_month > 100
     assert len(theirs.right) > 90
     assert ours.wrong == theirs.wrong == 0
     assert len(ours.right & theirs.right) / len(theirs.right) >= 0.95
-    # Eight weeks are short, and so few papers are half a call by DOI each night: the whole half year is below a tenth.
+    # Six weeks are short, and so few papers are half a call by DOI each night: the whole half year is below a tenth.
     assert ours.calls_a_month / theirs.calls_a_month <= 0.3
     assert "| 3 days | this one |" in simulate.table([result])
     drawn = ET.fromstring(picture.draw([result]))  # noqa: S314 - made here

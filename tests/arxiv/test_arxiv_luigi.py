@@ -210,6 +210,14 @@ def test_a_bulk_day_killed_at_every_page_is_read_once_and_stored_once(serve: Ser
     assert len(asked) <= 2 * pages - 1  # of each kill at most the page that was under way
 
 
+def test_a_day_of_many_pages_takes_no_more_memory_than_one_of_a_page() -> None:
+    bench = EXAMPLE.parents[1] / "bench" / "harvest"
+    command_line = [sys.executable, bench, "16000"]
+    said = subprocess.run(command_line, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
+    memory = next(line for line in said.splitlines() if "peak memory; of a day of 2,000" in line)
+    assert float(memory.strip("| ").split(" | ")[-1]) < 1.4, said
+
+
 def test_several_workers_still_ask_one_at_a_time_at_the_pace(serve: Serve, tmp_path: Path) -> None:
     server = serve(papers_of(str(DAY), 12))
     parameters = ("--date", str(DAY), "--production", "--lookback-days", "3", "--workers", "3")

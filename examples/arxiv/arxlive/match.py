@@ -7,6 +7,7 @@ moment loses at most the answer of one call, and repeats none.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from arxlive import asking, rank
 from arxlive.openalex import MOST_DOIS, Candidate
-from arxlive.store import Asked, Matched, Paper
+from arxlive.store import ASKED_AT_ONCE, Asked, Matched, Paper
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine
@@ -63,7 +64,7 @@ def match(engine: Engine, client: Client, today: date, most_titles: int, outcome
             outcome.found_by_doi += _store_dois(engine, batch, found, today)
             outcome.asked_by_doi += len(batch)
         outcome.titles_from_age = _titles_from_age(engine, today)
-        for paper, asked in _due_by_title(engine, today, outcome.titles_from_age)[:most_titles]:
+        for paper, asked in _due_by_title(engine, today, outcome.titles_from_age, most_titles):
             year = (paper.created or paper.datestamp).year
             candidates = client.by_title(paper.title or "")
             best = rank.by_title(paper.title or "", paper.authors or [], year, candidates)
@@ -72,7 +73,7 @@ def match(engine: Engine, client: Client, today: date, most_titles: int, outcome
     finally:
         outcome.titles_from_age = outcome.titles_from_age or _titles_from_age(engine, today)
         outcome.left_by_doi = _count(engine, _doi_is_due(today))
-        outcome.left_by_title = len(_due_by_title(engine, today, outcome.titles_from_age))
+        outcome.left_by_title = sum(1 for _ in _ids_due_by_title(engine, today, outcome.titles_from_age))
 
 
 def _unmatched(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -155,23 +156,31 @@ def _store_dois(engine: Engine, batch: Sequence[Due], found: dict[str, Candidate
     return number
 
 
-def _due_by_title(engine: Engine, today: date, age: float) -> list[tuple[Paper, Asked]]:
-    """Return the papers whose title is due, those first that were asked for least often."""
+def _due_by_title(engine: Engine, today: date, age: float, most: int) -> list[tuple[Paper, Asked]]:
+    """Return up to `most` papers whose title is due, those first that were asked for least often."""
+    ids = list(itertools.islice(_ids_due_by_title(engine, today, age), most))
+    papers: dict[str, tuple[Paper, Asked]] = {}
+    with Session(engine, expire_on_commit=False) as session:
+        for start in range(0, len(ids), ASKED_AT_ONCE):
+            some = ids[start : start + ASKED_AT_ONCE]
+            for paper, asked in session.execute(select(Paper, Asked).join(Asked).where(Paper.paper_id.in_(some))):
+                papers[paper.paper_id] = paper, asked
+    return [papers[one] for one in ids]
+
+
+def _ids_due_by_title(engine: Engine, today: date, age: float) -> Iterator[str]:
     youngest = today - timedelta(days=int(age * (1 - asking.JITTER)))
     query = (
-        select(Paper, Asked)
-        .join(Asked)
-        .outerjoin(Matched)
+        select(Asked.paper_id, Asked.first, Asked.title_due)
+        .join(Paper)
+        .outerjoin(Matched, Matched.paper_id == Asked.paper_id)
         .where(_unmatched(or_(Asked.title_due <= today, and_(Asked.title_due.is_(None), Asked.first <= youngest))))
-        .order_by(Asked.title_times, Asked.title_due, Asked.first, Paper.paper_id)
+        .order_by(Asked.title_times, Asked.title_due, Asked.first, Asked.paper_id)
     )
-    with Session(engine, expire_on_commit=False) as session:
-        rows = [(paper, asked) for paper, asked in session.execute(query)]
-    return [
-        (paper, asked)
-        for paper, asked in rows
-        if asked.title_due is not None or asked.first + asking.first_title(paper.paper_id, age) <= today
-    ]
+    with Session(engine) as session:
+        for paper_id, first, due in session.execute(query):
+            if due is not None or first + asking.first_title(paper_id, age) <= today:
+                yield paper_id
 
 
 def _store_title(engine: Engine, paper_id: str, asked: Asked, best: rank.Match | None, today: date) -> int:
