@@ -64,6 +64,7 @@ def connected(teller: Teller) -> Iterator[socket.socket]:
 
 
 def say(client: socket.socket, *orders: dict[str, str]) -> None:
+    orders = tuple(order | {"id": order["id"].encode().hex().ljust(32, "0")} for order in orders)
     client.sendall(b"".join(json.dumps(order).encode() + b"\n" for order in orders))
 
 
@@ -110,7 +111,7 @@ def test_a_connection_to_the_database_that_broke_is_made_anew(client: socket.soc
 
 def test_damaged_declarations_refuse_and_end_nothing(teller: Teller, client: socket.socket, books: Books) -> None:
     books.damaged = True
-    assert "damaged" in str(reserve(client, "one")["refused"])
+    assert "as standpiped's journal says" in str(reserve(client, "one")["refused"])
     teller.sweep()
     teller.end("another run")
     books.damaged = False

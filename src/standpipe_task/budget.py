@@ -23,7 +23,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, parse_headers
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -211,6 +211,7 @@ class HostPurse:
         self._connection: Optional[socket.socket] = None
         self._reader: Optional[BufferedReader] = None
         self._headers: Dict[str, str] = {}
+        self._unsure: List[Dict[str, Any]] = []  # what was told since the last answer, and may not be in the books
 
     def reserve(self, budget: str, kind: str, ident: str) -> float:
         """Reserve; return the seconds to wait before sending."""
@@ -248,7 +249,7 @@ class HostPurse:
         while True:
             try:
                 self._say(order)
-                return dict(json.loads(self._reader.readline() if self._reader else b""))
+                answer = dict(json.loads(self._reader.readline() if self._reader else b""))
             except (OSError, ValueError, HTTPException) as error:
                 self._hang_up()
                 if time.monotonic() > deadline:
@@ -260,6 +261,12 @@ class HostPurse:
             except BaseException:  # somebody stopped it: the answer must not be read for another's
                 self._hang_up()
                 raise
+            else:
+                if "refused" in answer:
+                    self._hang_up()  # what was told before may not be booked either: a new connection tells it again
+                else:
+                    self._unsure.clear()
+                return answer
 
     def _tell(self, order: Dict[str, Any]) -> None:
         for _ in range(2):  # a connection that broke since is made anew, once
@@ -268,7 +275,8 @@ class HostPurse:
             except (OSError, ValueError, HTTPException, spending.Unavailable):
                 self._hang_up()
             else:
-                return
+                break
+        self._unsure.append(order)
 
     def _say(self, order: Dict[str, Any]) -> None:
         if self._connection is None:
@@ -295,6 +303,8 @@ class HostPurse:
             connection.close()
             raise spending.Unavailable(json.loads(refusal or b"{}").get("message", "the host's service refuses"))
         self._connection, self._reader = connection, answers
+        for order in self._unsure:
+            self._say(order)
 
     def _hang_up(self) -> None:
         if self._reader is not None:

@@ -212,7 +212,7 @@ def test_a_bulk_day_killed_at_every_page_is_read_once_and_stored_once(serve: Ser
 
 def test_a_day_of_many_pages_takes_no_more_memory_than_one_of_a_page() -> None:
     bench = EXAMPLE.parents[1] / "bench" / "harvest"
-    command_line = [sys.executable, bench, "16000"]
+    command_line = [sys.executable, str(bench), "16000"]
     said = subprocess.run(command_line, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
     memory = next(line for line in said.splitlines() if "peak memory; of a day of 2,000" in line)
     assert float(memory.strip("| ").split(" | ")[-1]) < 1.4, said

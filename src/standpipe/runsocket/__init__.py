@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from standpipe.errors import BudgetShort, EngineUnavailable
 from standpipe.pipeline import Pipeline
 
 ANSWER_WITHIN = 10  # seconds
+COMES_BACK_WITHIN = 5  # seconds in which systemd has started it anew
 
 
 def open_for(pipeline: Pipeline, run: str) -> Path | None:
@@ -27,7 +29,7 @@ def open_for(pipeline: Pipeline, run: str) -> Path | None:
     if not pipeline.needs_socket:
         return None
     try:
-        answer = ask({"open": run, "pipeline": pipeline.name})
+        answer = ask_patiently({"open": run, "pipeline": pipeline.name})
     except (OSError, ValueError) as error:
         message = (
             f"{pipeline.name} gets credentials and budgets from standpiped, which opens no socket for it ({error}): "
@@ -46,6 +48,18 @@ def close(run: str) -> None:
             ask({"close": run})
 
 
+def ask_patiently(request: dict[str, str]) -> dict[str, str]:
+    """Ask the service, which may be about to come back; the same request may be made again."""
+    deadline = time.monotonic() + COMES_BACK_WITHIN
+    while True:
+        try:
+            return ask(request)
+        except (ConnectionError, FileNotFoundError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def ask(request: dict[str, str]) -> dict[str, str]:
     """Ask the service for something; return its answer. Raises OSError or ValueError where it is not done."""
     with socket.socket(socket.AF_UNIX) as door:
@@ -53,7 +67,10 @@ def ask(request: dict[str, str]) -> dict[str, str]:
         door.connect(str(paths.CONTROL))
         door.sendall(json.dumps(request).encode() + b"\n")
         with door.makefile("rb") as answers:
-            answer = dict(json.loads(answers.readline() or b'{"error": "it ended before it answered"}'))
+            line = answers.readline()
+    if not line:
+        raise ConnectionResetError("it ended before it answered")
+    answer = dict(json.loads(line))
     if answer.get("error"):
         raise ValueError(answer["error"])
     return answer
