@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Half a year of nights, lived through by two policies of asking OpenAlex, on the worlds of model.py.
 
-usage: bench/half_year/simulate.py [--records papers.jsonl] [--table FILE] [--picture FILE]
+usage: bench/half_year/simulate.py [--records papers.jsonl] [--table FILE] [--picture FILE] [--trace FILE]
 
 The questions are real: the example's own matching, its store, its server of OpenAlex's protocol in a
 process of its own, and every call counted there. Only the time is told and not waited for.
@@ -232,6 +232,20 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def traces(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the calls of each night, by lag and policy."""
+    found = []
+    for result in results:
+        for policy, lived in result["lived"].items():
+            before = [Counter(), *lived.calls]
+            nights = [
+                {"night": night.isoformat(), **{kind: now[kind] - then[kind] for kind in PRICES}}
+                for night, now, then in zip(lived.nights, lived.calls, before, strict=False)
+            ]
+            found.append({"lag": result["lag"], "policy": policy, "nights": nights})
+    return found
+
+
 def main() -> int:
     """Live through all three lags, and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -241,6 +255,7 @@ def main() -> int:
     parser.add_argument("--titles", type=int, default=60, help="searches a night, at most")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--trace", type=Path, help="each night's calls, as JSON: what foretell.py reads")
     options = parser.parse_args()
     one = partial(
         compare, records=options.records, copies=options.copies, weeks=options.weeks, most_titles=options.titles
@@ -253,6 +268,8 @@ def main() -> int:
     sys.stdout.write(made + "\n" + table(results))
     if options.table:
         options.table.write_text(made + "\n" + table(results), encoding="utf-8")
+    if options.trace:
+        options.trace.write_text(json.dumps(traces(results)), encoding="utf-8")
     if options.picture:
         options.picture.write_text(picture.draw(results), encoding="utf-8")
     return 0
