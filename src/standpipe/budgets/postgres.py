@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from standpipe_task import spending
 
 ANSWER_WITHIN = 10  # seconds for a statement, which may wait for other hosts
-REACHED_WITHIN = 4  # seconds for the server to be heard of: twice that is less than a run waits for its answer
+REACHED_WITHIN = 3  # seconds for the server to be heard of: twice that is less than a run waits for its answer
 DECLARED_FOR = 86400  # seconds for which a host's declaration counts after it was last heard of
 TABLE_OF_DECLARATIONS = """CREATE TABLE IF NOT EXISTS declaration (
     budget TEXT NOT NULL, host TEXT NOT NULL, terms TEXT NOT NULL, seen DOUBLE PRECISION NOT NULL,
