@@ -12,6 +12,7 @@ import os
 import re
 import selectors
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -30,6 +31,7 @@ KIND = re.compile(r"[\w.-]{1,64}", re.ASCII)
 LONGEST_ORDER = 4096  # bytes
 CONNECTIONS = 256  # at a time, of one run or one container
 SETTLES_WAIT = 0.02  # seconds
+OTHERS_COME = 0.0003  # seconds for which the first of many waits, so that one flush of the disk carries them all
 MOST_WAIT = 1000  # orders
 ANSWERS_WAITING = 1 << 18  # bytes that a client may leave unread
 
@@ -46,7 +48,7 @@ class Client:
     answers: bytearray = field(default_factory=bytearray)
 
 
-Order = Callable[[spending.Books], dict[str, Any]]
+Ready = list[tuple[selectors.SelectorKey, int]]
 
 
 class Teller:
@@ -131,22 +133,32 @@ class Teller:
 
     def _serve(self) -> None:
         waiting: list[tuple[Client, dict[str, Any]]] = []
+        many = False
         while True:
             ready = self._selector.select(SETTLES_WAIT if waiting else None)
-            for key, events in ready:
-                if key.data is None:
-                    self._answer(waiting)
-                    waiting = []
-                    self._do_what_is_asked()
-                else:
-                    if events & selectors.EVENT_WRITE:
-                        self._write(key.data)
-                    if events & selectors.EVENT_READ:
-                        waiting += [(key.data, order) for order in self._read(key.data)]
+            self._take(ready, waiting)
+            if many and ready:
+                time.sleep(OTHERS_COME)
+                self._take(self._selector.select(0), waiting)
             # Nobody waits for a settling; where the next reservation is not far, one flush of the disk carries both.
-            if not ready or len(waiting) > MOST_WAIT or any("reserve" in order for _, order in waiting):
+            reservations = sum("reserve" in order for _, order in waiting)
+            if not ready or reservations or len(waiting) > MOST_WAIT:
+                many = reservations > 1
                 self._answer(waiting)
-                waiting = []
+                waiting.clear()
+
+    def _take(self, ready: Ready, waiting: list[tuple[Client, dict[str, Any]]]) -> None:
+        """Take what has come in; what others ask of this thread comes after all before it."""
+        for key, events in ready:
+            if key.data is None:
+                self._answer(waiting)
+                waiting.clear()
+                self._do_what_is_asked()
+            else:
+                if events & selectors.EVENT_WRITE:
+                    self._write(key.data)
+                if events & selectors.EVENT_READ:
+                    waiting += [(key.data, order) for order in self._read(key.data)]
 
     def _do_what_is_asked(self) -> None:
         """Do what others asked this thread for."""
