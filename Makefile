@@ -24,7 +24,7 @@ lint: .venv/dev ## ansible-lint, yamllint, ruff, mypy, shellcheck
 bench: ## Measure, as ratios against a peer or a bare command in the same run
 	@bench/run $(STATE)
 
-matrix: .venv/dev ## Every fault of the logs, five times, and the same put to other shippers (about an hour and a half)
+matrix: .venv/dev ## Every fault of the logs, five times, and the same put to other shippers (about an hour)
 	@bench/matrix $(STATE)
 
 docs: .venv/dev ## Make the generated pages of docs/ anew
