@@ -483,6 +483,7 @@ def test_the_books_of_the_service_are_damaged_and_it_fails_closed(
 ) -> None:
     books = short_path / "var/lib/standpipe/budgets.sqlite3"
     drill.end()
+    books.parent.mkdir(parents=True, exist_ok=True)
     books.with_name("budgets.sqlite3-wal").unlink(missing_ok=True)
     books.write_bytes(b"no database" * 1000)
     drill.service = drill.started()

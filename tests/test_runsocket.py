@@ -92,6 +92,7 @@ def standpiped(aws: str, engine: ProcessEngine) -> Iterator[service.Service]:
         control.shutdown()
     for door in [*made.runs.values(), *made.pipelines.values()]:
         door.close()
+    made.teller.close()
 
 
 def claimed(ledger: Ledger) -> str:

@@ -42,8 +42,10 @@ def books(tmp_path: Path) -> Books:
 
 
 @pytest.fixture
-def teller(books: Books) -> Teller:
-    return Teller(books.open, books.terms)
+def teller(books: Books) -> Iterator[Teller]:
+    made = Teller(books.open, books.terms)
+    yield made
+    made.close()
 
 
 @pytest.fixture

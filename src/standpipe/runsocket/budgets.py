@@ -67,7 +67,9 @@ class Teller:
         bell.setblocking(False)
         self._selector.register(bell, selectors.EVENT_READ)
         self._inner_bell = bell
-        Thread(target=self._serve_or_end, daemon=True).start()
+        self._closed = False
+        self._thread = Thread(target=self._serve_or_end, daemon=True)
+        self._thread.start()
 
     def take_over(self, connection: socket.socket, pipeline: str, run: str, envelopes: dict[str, int | None]) -> None:
         """Serve a connection from now on."""
@@ -118,6 +120,22 @@ class Teller:
 
         self._ask(do)
 
+    def close(self) -> None:
+        """Serve no more, and let go of everything."""
+
+        def do() -> None:
+            self._closed = True
+
+        self._ask(do)
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            if key.data:
+                self._drop(key.data)
+        self._selector.close()
+        self._bell.close()
+        self._inner_bell.close()
+        self._forget_database()
+
     def _ask(self, what: Callable[[], None]) -> None:
         """Have something done by the thread that serves."""
         self._arrivals.put(what)
@@ -134,7 +152,7 @@ class Teller:
     def _serve(self) -> None:
         waiting: list[tuple[Client, dict[str, Any]]] = []
         many = False
-        while True:
+        while not self._closed:
             ready = self._selector.select(SETTLES_WAIT if waiting else None)
             self._take(ready, waiting)
             if many and ready:
