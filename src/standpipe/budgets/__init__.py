@@ -58,7 +58,8 @@ def open_books() -> spending.Database:
             "standpipe budget --new-books, and --elsewhere for what was spent"
         )
     database = spending.open_database(str(paths.BUDGET_LEDGER))
-    paths.BUDGETS_BEGUN.touch()
+    if not paths.BUDGETS_BEGUN.exists():
+        paths.BUDGETS_BEGUN.touch()
     return database
 
 
