@@ -8,9 +8,6 @@ from pathlib import Path
 
 import boto3
 import luigi
-import requests
-
-from standpipe_task.budget import BudgetAdapter, BudgetError, BudgetSpent
 
 DATA = Path("/data")
 
@@ -164,6 +161,10 @@ class Spend(luigi.Task):
 
     def run(self) -> None:
         """Spend."""
+        import requests  # which not every lock that goes with these tasks has
+
+        from standpipe_task.budget import BudgetAdapter, BudgetError, BudgetSpent
+
         asked = {"budget": "", "calls": 0, "name": "none", "hows": ["ok"], "pause": 0.0}
         if (DATA / "spend").exists():
             asked |= json.loads((DATA / "spend").read_text())
@@ -176,7 +177,7 @@ class Spend(luigi.Task):
             how = asked["hows"][answered % len(asked["hows"])]
             try:
                 session.get(f"{self.url}/{asked['name']}/{how}", timeout=20).raise_for_status()
-                answered += 1
+                answered, told = answered + 1, ""
             except BudgetSpent as error:
                 told = str(error)
                 break
