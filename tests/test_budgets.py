@@ -510,7 +510,8 @@ def test_a_fork_spends_the_same_budget(server: Counting, local: Path) -> None:
                 finally:
                     os._exit(0)
             children.append(child)
-        api.get(f"{server.address}/ok") if state(local).left else None
+        with suppress(BudgetSpent):
+            api.get(f"{server.address}/ok")
         api.close()
         for child in children:
             os.waitpid(child, 0)
