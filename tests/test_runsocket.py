@@ -245,11 +245,12 @@ def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_re
     token = (door / "token").read_text()
     (paths.RUN_SOCKETS / str(ULID())).mkdir()
     killed = standpiped.runs.pop(run)
-    killed.server_close()
+    killed.closed = True
+    killed.socket.shutdown(socket.SHUT_RDWR)  # as a process that is killed leaves it: socket and token stay behind
     standpiped.take_up()
     assert [path.name for path in paths.RUN_SOCKETS.iterdir()] == [run]
     assert get(door, token)[0] == 200
-    killed.shutdown()
+    killed.server_close()
 
 
 def test_the_relay_waits_for_a_service_that_is_being_restarted(tmp_path: Path) -> None:

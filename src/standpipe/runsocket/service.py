@@ -87,7 +87,13 @@ class Door(ThreadingMixIn, UnixStreamServer):
         (directory / "socket").unlink(missing_ok=True)
         super().__init__(str(directory / "socket"), Answers)
         (directory / "socket").chmod(0o666)
-        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
+        self._serving = Thread(target=self._serve, daemon=True)
+        self._serving.start()
+
+    def _serve(self) -> None:
+        """Take connections until the door is closed; between them nothing happens, not even a look at a flag."""
+        while not self.closed:
+            self.handle_request()
 
     @property
     def name(self) -> str:
@@ -96,6 +102,9 @@ class Door(ThreadingMixIn, UnixStreamServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, and no more of them than are bearable."""
+        if self.closed:
+            self.shutdown_request(request)
+            return
         if not self._free.acquire(blocking=False):
             warn(f"{self.name}: more than {CONNECTIONS} connections at a time: one is refused")
             self.shutdown_request(request)
@@ -130,7 +139,9 @@ class Door(ThreadingMixIn, UnixStreamServer):
     def close(self) -> None:
         """Answer nothing any more: not what comes anew, nor through connections that stand."""
         self.closed = True
-        self.shutdown()
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections (Linux)
+        self._serving.join()
         self.server_close()
         shutil.rmtree(self.directory, ignore_errors=True)
         with self._lock:
