@@ -100,6 +100,22 @@ def test_a_log_of_which_nothing_is_left_keeps_what_was_spooled(tmp_path: Path, m
     assert spooled(tmp_path, monkeypatch, NUMBERED[:4], []) == [one.data for one in NUMBERED[:4]]
 
 
+@pytest.mark.parametrize("lines", [0, 4])
+@pytest.mark.parametrize("left", [0, 2, 4])
+def test_a_log_that_was_closed_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int, left: int
+) -> None:
+    path = tmp_path / "r.ndjson"
+    monkeypatch.setattr(paths, "spool", lambda _name, _run: path)
+    with spool.Spool(path, "r") as file:
+        for one in NUMBERED[:lines]:
+            file.write(one)
+        file.finish()
+    closed = path.read_bytes()
+    spool_log(Daemon([NUMBERED[lines - min(left, lines) : lines]]), "arxlive", "r", CONTAINER)  # type: ignore[arg-type]
+    assert path.read_bytes() == closed
+
+
 def test_a_log_that_loses_its_beginning_between_two_connections_goes_on_and_says_so() -> None:
     read_on = read(Daemon([NUMBERED[:4], NUMBERED[2:6], NUMBERED[8:]]))
     assert read_on == [*(b"%d" % number for number in range(6)), DROPPED.encode(), b"8", b"9"]

@@ -51,6 +51,8 @@ def spool_log(
     Raises OSError where the spool cannot be written, when the container has ended.
     """
     path = paths.spool(name, run_id)
+    if spool.is_whole(path):
+        return  # by a runner that died before it could note that
     end = End(engine, name, run_id, container)
     from_its_start = kept.begins(name, run_id, end.seen)
     had = None if from_its_start else spool.first_and_last(path)
