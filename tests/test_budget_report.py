@@ -8,12 +8,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from statistics import median
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from standpipe import budgets, cli, configuration, metrics, paths
 from standpipe.budgets import expected, report, shortage
+from standpipe.budgets.forecast import Forecast, forecast
 from standpipe.ledger import Ledger
 from standpipe.pipeline import BudgetUse
 from standpipe_task import spending
@@ -72,6 +74,48 @@ def test_the_end_of_the_month_is_foretold_within_five_percent_by_the_tenth(books
     assert look.at_end == pytest.approx(spent, rel=0.05)
     assert look.low <= spent <= look.high
     assert look.runs_dry is None
+
+
+def foretold_on_the_tenth(nights: dict[date, int]) -> tuple[Forecast, int]:
+    """Return what was expected of October on its tenth, by the nights until then; and what it came to."""
+    terms, today = spending.Terms("openalex", 10**6 * spending.SCALE), date(2026, 10, 10)
+    starts, ends = terms.period_at(datetime(2026, 10, 10, 12, tzinfo=UTC).timestamp())
+    days = [(f"{night}", "arxlive", calls, calls * spending.SCALE) for night, calls in nights.items() if night <= today]
+    october = {night: calls for night, calls in nights.items() if night.month == 10}
+    spent = sum(calls for night, calls in october.items() if night <= today) * spending.SCALE
+    state = spending.State(terms, starts, ends, spent, 0, 0, 0, 0.0, days)
+    return forecast(state, today, {"arxlive": list(nights)}, {"arxlive": True}), sum(october.values()) * spending.SCALE
+
+
+def nights(calls: Callable[[int], float]) -> dict[date, int]:
+    """Return what the nights of nine weeks up to the end of October spend, by their number."""
+    every = (date(2026, 8, 30) + timedelta(days=count) for count in range(63))
+    return {night: round(calls(number)) for number, night in enumerate(n for n in every if n.weekday() in WEEKDAYS)}
+
+
+def test_what_varies_by_chance_is_foretold_as_well_as_chance_lets_one() -> None:
+    errors, held = [], 0
+    for seed in range(100):
+        chance = random.Random(seed)  # noqa: S311  # a test's chances
+        look, came_to = foretold_on_the_tenth(nights(lambda _number, chance=chance: chance.randint(120, 260)))  # type: ignore[misc]
+        errors.append(abs(look.at_end / came_to - 1))
+        held += look.low <= came_to <= look.high
+    assert median(errors) < 0.05
+    assert held >= 80  # the range is meant to hold nine of ten; it knows the chances by what it saw alone
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param(lambda number: 100 + 8 * number if number < 30 else 340, id="it rises, and then stays"),
+        pytest.param(lambda number: min(500, 40 * number), id="it rises to the most that a run may spend"),
+        pytest.param(lambda number: (400, 120, 100, 90, 80)[number % 5], id="it goes by the weekday"),
+        pytest.param(lambda number: 600 - 5 * number, id="it falls"),
+    ],
+)
+def test_what_has_a_rhythm_is_foretold_within_five_percent(calls: Callable[[int], float]) -> None:
+    look, came_to = foretold_on_the_tenth(nights(calls))
+    assert look.at_end == pytest.approx(came_to, rel=0.05)
 
 
 def test_the_day_on_which_a_budget_runs_dry_is_foretold_days_before(books: Books) -> None:

@@ -90,8 +90,8 @@ def dry_on(nights: dict[date, int], begin: date, limit: int) -> date:
 
 def main() -> int:
     """Judge each trace, and all of them."""
-    print("| median lag | policy | months | off on the tenth | at most | dry | told 72 h before | hours before |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| median lag | policy | months | off on the tenth | at most | within 5 % | dry | told 72 h before | hours |")
+    print("|---|---|---|---|---|---|---|---|---|")
     errors, warned, silent = list[float](), list[float](), 0
     for trace in json.loads(Path(sys.argv[1]).read_text()):
         theirs = judge(trace)
@@ -107,7 +107,8 @@ def row(name: str, errors: list[float], warned: list[float], silent: int) -> Non
     dry = len(warned) + silent
     off = [abs(error) for error in errors]
     told = f"{early} ({early / dry:.0%}) | {median(warned):.0f}"
-    print(f"| {name} | {len(errors)} | {median(off):.1%} | {max(off):.1%} | {dry} | {told} |")
+    near = sum(each <= 0.05 for each in off)
+    print(f"| {name} | {len(errors)} | {median(off):.1%} | {max(off):.1%} | {near} | {dry} | {told} |")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
 """What a budget will have come to at its period's end, and on which day nothing is left.
 
-Each pipeline that has a schedule spends on its slots' days: as much as on its last such days, the same weekday counting
-for more; one without spends on any day. What a day brings varies, and so does the sum of what is still to come: the
-range holds nine of ten such ends. Amounts are billionths of a unit, as in the books.
+Each pipeline that has a schedule spends on its slots' days, one without on any day. What it spends is foretold by its
+last eight weeks, the later ones counting for more: a level, by weekday, that goes on rising or falling as it did, ever
+more slowly (a damped trend; Gardner and McKenzie, Management Science 31, 1985), and never above the most that one day
+has come to. What a day brings varies, and so does the sum of what is still to come: the range holds nine of ten such
+ends. Amounts are billionths of a unit, as in the books.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from math import sqrt
-from statistics import fmean, variance
+from math import pow, sqrt
 
 from standpipe_task.spending import State
 
 DAYS_LOOKED_AT = 56
-SAME_WEEKDAY_COUNTS = 0.5  # of an expected day, as soon as there is one of that weekday; the rest is all days'
+HALF_LIFE = 21  # days after which a day counts for half
+DAMPING = 0.95  # what is left of a rise or a fall after each day
+TREND_FROM = 20  # days that are known, before which nothing rises or falls
+SURE = 4  # standard errors, squared: a rise or fall below that is taken for chance
 NINE_OF_TEN = 1.645  # standard deviations to either side
 
 
@@ -46,6 +50,89 @@ class Forecast:
     days: list[Day]
 
 
+@dataclass(frozen=True)
+class Rhythm:
+    """How much is spent on a day: a level that rises or falls, more on some weekdays, and how far off a day is.
+
+    `level` is that of `middle` days after today (before it, if negative), `slope` the change from a day to the next.
+    `spread`, `level_doubt` and `slope_doubt` are variances.
+    """
+
+    level: float
+    middle: float
+    slope: float
+    weekdays: Mapping[int, float]
+    most: float
+    spread: float
+    level_doubt: float
+    slope_doubt: float
+
+    @classmethod
+    def of(cls, known: Sequence[tuple[date, float]], today: date) -> Rhythm:
+        """Fit it to what days have come to, by least squares."""
+        weights = [pow(0.5, (today - day).days / HALF_LIFE) for day, _ in known]
+        whole = sum(weights)
+
+        def mean(values: Iterable[float]) -> float:
+            return sum(weight * value for weight, value in zip(weights, values, strict=True)) / whole
+
+        overall = mean(amount for _, amount in known)
+        weekdays = {}
+        for weekday in range(7):
+            same = [
+                (weight, amount)
+                for weight, (day, amount) in zip(weights, known, strict=True)
+                if day.weekday() == weekday
+            ]
+            if same and overall:
+                share = sum(weight * amount for weight, amount in same) / sum(weight for weight, _ in same) / overall
+                weekdays[weekday] = (share * len(same) + 1) / (len(same) + 1)  # as if one more had been like all days
+        factors = [weekdays.get(day.weekday(), 1.0) for day, _ in known]
+        levels = [amount / factor for factor, (_, amount) in zip(factors, known, strict=True)]
+        places = [float((day - today).days) for day, _ in known]
+        level, middle = mean(levels), mean(places)
+        width = mean((place - middle) ** 2 for place in places)
+        slope = 0.0
+        if len(known) >= TREND_FROM and width:
+            slope = mean((x - middle) * (y - level) for x, y in zip(places, levels, strict=True)) / width
+        off = [
+            amount - factor * (level + slope * (place - middle))
+            for factor, place, (_, amount) in zip(factors, places, known, strict=True)
+        ]
+        worth = whole**2 / sum(weight**2 for weight in weights)  # how many days of full weight the known ones are like
+        daily = mean(each**2 for each in off) * worth / (worth - 2) if worth > 3 else overall**2
+        if slope:  # chance alone makes a slope: as far as it is unsure, it is none (shrinkage)
+            slope *= max(0.0, 1 - SURE * daily / worth / width / slope**2)
+        spread = max(daily, by_weeks(off, places))
+        return cls(
+            level=level,
+            middle=middle,
+            slope=slope,
+            weekdays=weekdays,
+            most=max(amount for _, amount in known),
+            spread=spread,
+            level_doubt=spread / worth,
+            slope_doubt=spread / worth / width if slope else 0.0,
+        )
+
+    def steps(self, ahead: int) -> float:
+        """Return by how many slopes the level differs from its middle's, some days ahead."""
+        return DAMPING * (1 - pow(DAMPING, ahead)) / (1 - DAMPING) - self.middle
+
+    def on(self, day: date, ahead: int) -> float:
+        """Return what is expected of a day."""
+        expected = (self.level + self.slope * self.steps(ahead)) * self.weekdays.get(day.weekday(), 1.0)
+        return min(max(expected, 0.0), self.most)
+
+
+def by_weeks(off: Sequence[float], places: Sequence[float]) -> float:
+    """Return the variance of a day by that of whole weeks: it is larger where days that are off come together."""
+    weeks: dict[int, list[float]] = {}
+    for each, place in zip(off, places, strict=True):
+        weeks.setdefault(int(-place // 7), []).append(each)
+    return sum(sum(week) ** 2 for week in weeks.values()) / len(off)
+
+
 def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_today: Mapping[str, bool]) -> Forecast:
     """Look ahead from the books' present state.
 
@@ -60,25 +147,25 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
         spent = {date.fromisoformat(day): amount for day, name, _, amount in now.days if name == pipeline}
         scheduled = slots.get(pipeline)
         first = max(min(spent), today - timedelta(days=DAYS_LOOKED_AT))
-        past = [first + timedelta(days=count) for count in range((today - first).days)]
+        today_is_over = spent_today.get(pipeline, False)
+        past = [first + timedelta(days=count) for count in range((today - first).days + today_is_over)]
         known = [day for day in past if scheduled is None or day in scheduled or day in spent]
         if not known and today in spent:
             known = [today]
         coming = [day for day in ahead if scheduled is None or day in scheduled]
         if spent_today.get(pipeline, scheduled is None) and today in coming:
             coming.remove(today)
-        amounts = [float(spent.get(day, 0)) for day in known]
-        if not amounts:
+        if not known:
             continue
-        mean = fmean(amounts)
-        spread = variance(amounts) if len(amounts) > 1 else mean**2
-        for day in coming:
-            same = [
-                amount for known_day, amount in zip(known, amounts, strict=True) if known_day.weekday() == day.weekday()
-            ]
-            expected[day] += mean + SAME_WEEKDAY_COUNTS * (fmean(same) - mean) if same else mean
-            # What one day brings, and, shared by all of them, that the mean itself is not known.
-            uncertain[day] += spread * (1 + len(coming) / len(amounts))
+        rhythm = Rhythm.of([(day, float(spent.get(day, 0))) for day in known], today)
+        steps = doubt = 0.0
+        for count, day in enumerate(coming, start=1):
+            expected[day] += rhythm.on(day, (day - today).days)
+            # What each day brings; and, shared by all of them, that neither level nor slope is known for sure.
+            steps += rhythm.steps((day - today).days)
+            shared = count**2 * rhythm.level_doubt + steps**2 * rhythm.slope_doubt
+            uncertain[day] += rhythm.spread + max(0.0, shared - doubt)
+            doubt = max(doubt, shared)
     return along(now, ahead, expected, uncertain)
 
 
