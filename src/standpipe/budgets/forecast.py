@@ -9,10 +9,10 @@ ends. Amounts are billionths of a unit, as in the books.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from math import pow, sqrt
 
 from standpipe_task.spending import State
 
@@ -70,7 +70,7 @@ class Rhythm:
     @classmethod
     def of(cls, known: Sequence[tuple[date, float]], today: date) -> Rhythm:
         """Fit it to what days have come to, by least squares."""
-        weights = [pow(0.5, (today - day).days / HALF_LIFE) for day, _ in known]
+        weights = [math.pow(0.5, (today - day).days / HALF_LIFE) for day, _ in known]
         whole = sum(weights)
 
         def mean(values: Iterable[float]) -> float:
@@ -117,7 +117,7 @@ class Rhythm:
 
     def steps(self, ahead: int) -> float:
         """Return by how many slopes the level differs from its middle's, some days ahead."""
-        return DAMPING * (1 - pow(DAMPING, ahead)) / (1 - DAMPING) - self.middle
+        return DAMPING * (1 - math.pow(DAMPING, ahead)) / (1 - DAMPING) - self.middle
 
     def on(self, day: date, ahead: int) -> float:
         """Return what is expected of a day."""
@@ -178,10 +178,10 @@ def along(now: State, ahead: list[date], expected: dict[date, float], uncertain:
         spent += expected[day]
         doubt += uncertain[day]
         days.append(
-            Day(day, expected[day], now.terms.limit - spent, now.terms.limit - spent - NINE_OF_TEN * sqrt(doubt))
+            Day(day, expected[day], now.terms.limit - spent, now.terms.limit - spent - NINE_OF_TEN * math.sqrt(doubt))
         )
     already = float(now.spent + now.crashed + now.elsewhere)
-    margin = NINE_OF_TEN * sqrt(doubt)
+    margin = NINE_OF_TEN * math.sqrt(doubt)
     return Forecast(
         at_end=spent,
         low=max(already, spent - margin),
