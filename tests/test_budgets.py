@@ -17,11 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from uuid import uuid4
 
 import pytest
 import requests
@@ -531,6 +532,47 @@ def test_another_period_or_zone_does_not_make_what_is_spent_forgotten(
             reserve(database, zone, spending.Terms("ten", 10 * CALL, period=period, timezone=zone))
     clock.set("2026-12-01T12:00:00+00:00")
     assert reserve(database, "december") == 0
+
+
+def spend(database: spending.Database, calls: int, terms: spending.Terms) -> None:
+    for _ in range(calls):
+        ident = uuid4().hex
+        reserve(database, ident, terms)
+        settle(database, ident, terms)
+
+
+def test_another_period_and_back_again_is_not_one_unit_more(database: spending.Database, clock: Clock) -> None:
+    week = spending.Terms("ten", 10 * CALL, period="week")
+    clock.set("2026-11-17T12:00:00+00:00")
+    spend(database, 4, TEN)
+    spend(database, 3, week)
+    clock.set("2026-11-24T12:00:00+00:00")
+    spend(database, 1, week)  # of a week of which none was spent
+    assert spending.state(database, week).left == 9 * CALL
+    spend(database, 1, TEN)
+    assert spending.state(database, TEN).left == CALL
+    spend(database, 1, week)
+    with pytest.raises(spending.Spent):
+        reserve(database, "eleventh")
+    clock.set("2026-12-08T12:00:00+00:00")
+    spend(database, 10, TEN)
+
+
+def test_books_that_were_begun_before_changes_were_noted_go_on(tmp_path: Path, clock: Clock) -> None:
+    path = str(tmp_path / "books.sqlite3")
+    week = spending.Terms("ten", 10 * CALL, period="week")
+    clock.set("2026-11-17T12:00:00+00:00")
+    with closing(sqlite3.connect(path, isolation_level=None)) as older:
+        for statement in spending.TABLES:
+            older.execute(statement)
+        older.execute("INSERT INTO budget VALUES ('ten', 0, 0, 0)")
+        older.execute("INSERT INTO period VALUES ('ten', ?, ?, ?, 0, 0, 0)", (*TEN.period_at(clock()), 4 * CALL))
+        older.execute("ALTER TABLE budget ADD COLUMN counted_by TEXT NOT NULL DEFAULT ''")  # and then it was killed
+    with closing(spending.Database(path, clock)) as database:
+        spend(database, 1, TEN)
+        assert spending.state(database, TEN).left == 5 * CALL
+        spend(database, 1, week)
+        assert spending.state(database, week).left == 4 * CALL
 
 
 def test_a_reservation_is_of_one_budget_and_one_kind(database: spending.Database) -> None:

@@ -47,6 +47,12 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS spending_by_day ON spending (budget, day)",
     "CREATE INDEX IF NOT EXISTS spending_by_pipeline ON spending (budget, pipeline, run)",
 )
+# What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
+# them brought into a period from those that it overlaps.
+COLUMNS = (
+    ("budget", "counted_by", "TEXT NOT NULL DEFAULT ''"),
+    ("period", "carried", "BIGINT NOT NULL DEFAULT 0"),
+)
 
 
 class Refused(Exception):
@@ -106,6 +112,11 @@ class Terms:
     def units(self) -> str:
         """Name the units in the plural: calls, but USD."""
         return f"{self.unit}s" if self.unit.islower() else self.unit
+
+    @property
+    def counted_by(self) -> str:
+        """Name the period and the zone, a change of which begins other rows of the books."""
+        return f"{self.period} {self.timezone}"
 
     def price(self, kind: str) -> int:
         """Return what a kind of call costs; one unit where there are no prices. Raises Refused for an unknown kind."""
@@ -173,7 +184,8 @@ def seconds_between(pace: object) -> float:
 class Database:
     """Where the books are: SQLite, one file."""
 
-    find_budget = "SELECT next_free, held_until, latest FROM budget WHERE name = ?"
+    find_budget = "SELECT next_free, held_until, latest, counted_by FROM budget WHERE name = ?"
+    find_column = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
     errors: Tuple[Type[Exception], ...] = (sqlite3.Error,)
 
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
@@ -185,8 +197,7 @@ class Database:
         self._connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         self._log_ahead()
         self._connection.execute("PRAGMA synchronous=FULL")  # a reservation is on disk before its call goes out
-        for statement in TABLES:
-            self._connection.execute(statement)
+        self._make_tables()
         self._inode = 0 if path == ":memory:" else Path(path).stat().st_ino
 
     def is_replaced(self) -> bool:
@@ -195,6 +206,19 @@ class Database:
             return Path(self._path).stat().st_ino != self._inode
         except OSError:
             return self._path != ":memory:"
+
+    def _make_tables(self) -> None:
+        """Have all tables, with all their columns."""
+        for statement in TABLES:
+            self.execute(statement)
+        for table, column, kind in COLUMNS:
+            if not self._has(table, column):
+                with self.transaction():
+                    if not self._has(table, column):  # nobody else was faster
+                        self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+
+    def _has(self, table: str, column: str) -> bool:
+        return self.execute(self.find_column, table, column).fetchone() is not None
 
     def _log_ahead(self) -> None:
         """Turn to a write-ahead log; where others are at it as well, SQLite does not wait by itself."""
@@ -254,13 +278,19 @@ class Account:
     spent: int = 0
     crashed: int = 0
     elsewhere: int = 0
+    carried: int = 0
     reserved: int = 0
     runs: Dict[str, int] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
         """Return what can still be reserved; less than nothing where the limit was lowered below what is spent."""
-        return self.terms.limit - self.spent - self.crashed - self.elsewhere - self.reserved
+        return self.terms.limit - self.used - self.reserved
+
+    @property
+    def used(self) -> int:
+        """Return what counts as spent."""
+        return self.spent + self.crashed + self.elsewhere + self.carried
 
 
 class Books:
@@ -279,10 +309,10 @@ class Books:
             return known
         row = self._database.execute(self._database.find_budget, terms.name).fetchone()
         if row is None:
-            make = "INSERT INTO budget VALUES (?, 0, 0, 0) ON CONFLICT DO NOTHING"
+            make = "INSERT INTO budget (name, next_free, held_until, latest) VALUES (?, 0, 0, 0) ON CONFLICT DO NOTHING"
             self._database.execute(make, terms.name)
             row = self._database.execute(self._database.find_budget, terms.name).fetchone()
-        next_free, held_until, latest = row
+        next_free, held_until, latest, counted_by = row
         self.now = self._database.now()  # since it may have waited for others
         if latest > self.now + CLOCK_SLIPS:
             raise Unavailable(
@@ -295,19 +325,25 @@ class Books:
         starts, ends = terms.period_at(self.now)
         account = Account(terms, starts, ends, next_free, held_until, latest)
         row = self._database.execute(
-            "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
+            "SELECT spent, crashed, elsewhere, carried FROM period WHERE budget = ? AND starts = ?", terms.name, starts
         ).fetchone()
         if row is None:
-            # Of a declaration with another period or zone, what was spent in the same time counts on.
-            before = self._database.execute(
+            self._database.execute(
+                "INSERT INTO period (budget, starts, ends, spent, crashed, elsewhere, warned) "
+                "VALUES (?, ?, ?, 0, 0, 0, 0)",
+                *(terms.name, starts, ends),
+            )
+            row = (0, 0, 0, 0)
+        account.spent, account.crashed, account.elsewhere, account.carried = row
+        if counted_by != terms.counted_by:
+            # What was spent in the same time by another period or zone counts on, there and back: all of it that is in
+            # other rows, where each call is in one of them, and nothing that these had only carried over themselves.
+            others = self._database.execute(
                 "SELECT coalesce(sum(spent + crashed + elsewhere), 0) FROM period "
-                "WHERE budget = ? AND starts < ? AND ends > ?",
-                *(terms.name, ends, starts),
+                "WHERE budget = ? AND starts <> ? AND starts < ? AND ends > ?",
+                *(terms.name, starts, ends, starts),
             ).fetchone()
-            account.elsewhere = int(before[0])
-            self._database.execute("INSERT INTO period VALUES (?, ?, ?, 0, 0, 0, 0)", terms.name, starts, ends)
-        else:
-            account.spent, account.crashed, account.elsewhere = row
+            account.carried = max(account.carried, int(others[0]))
         account.reserved = int(
             self._database.execute(
                 "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name
@@ -359,7 +395,7 @@ class Books:
 
     def _told(self, account: Account, amount: int) -> str:
         terms = account.terms
-        used = account.spent + account.crashed + account.elsewhere
+        used = account.used
         below = ", which is above its limit (it was lowered)" if used > terms.limit else ""
         return (
             f"budget {terms.name} has {units(max(0, account.left))} of {units(terms.limit)} {terms.units} left this "
@@ -486,10 +522,10 @@ class Books:
         self._database.execute("UPDATE budget SET latest = 0, next_free = 0, held_until = 0 WHERE name = ?", terms.name)
         account = self.account(terms)
         ahead = self._database.execute(
-            "SELECT coalesce(sum(spent + crashed), 0) FROM period WHERE budget = ? AND starts > ?",
-            *(terms.name, account.starts),
+            "SELECT coalesce(sum(spent + crashed), 0) FROM period WHERE budget = ? AND starts >= ?",
+            *(terms.name, account.ends),
         ).fetchone()
-        self._database.execute("DELETE FROM period WHERE budget = ? AND starts > ?", terms.name, account.starts)
+        self._database.execute("DELETE FROM period WHERE budget = ? AND starts >= ?", terms.name, account.ends)
         account.elsewhere += int(ahead[0])
 
     def write(self) -> None:
@@ -497,12 +533,14 @@ class Books:
         for account in self._accounts.values():
             name = account.terms.name
             self._database.execute(
-                "UPDATE budget SET next_free = ?, held_until = ?, latest = ? WHERE name = ?",
-                *(account.next_free, account.held_until, account.latest, name),
+                "UPDATE budget SET next_free = ?, held_until = ?, latest = ?, counted_by = ? WHERE name = ?",
+                *(account.next_free, account.held_until, account.latest, account.terms.counted_by, name),
             )
             self._database.execute(
-                "UPDATE period SET ends = ?, spent = ?, crashed = ?, elsewhere = ? WHERE budget = ? AND starts = ?",
-                *(account.ends, account.spent, account.crashed, account.elsewhere, name, account.starts),
+                "UPDATE period SET ends = ?, spent = ?, crashed = ?, elsewhere = ?, carried = ? "
+                "WHERE budget = ? AND starts = ?",
+                *(account.ends, account.spent, account.crashed, account.elsewhere, account.carried),
+                *(name, account.starts),
             )
 
 
@@ -564,7 +602,7 @@ def state(database: Database, terms: Terms, since: Optional[str] = None) -> Stat
     """Look at a budget; with spending by day from the date `since` on, if that is given. Changes nothing."""
     starts, ends = terms.period_at(database.now())
     row = database.execute(
-        "SELECT spent, crashed, elsewhere FROM period WHERE budget = ? AND starts = ?", terms.name, starts
+        "SELECT spent, crashed, elsewhere + carried FROM period WHERE budget = ? AND starts = ?", terms.name, starts
     ).fetchone()
     reserved = database.execute(
         "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name

@@ -48,6 +48,10 @@ class PostgresDatabase(spending.Database):
     """Where the books are: a database of a PostgreSQL server, by its URL."""
 
     find_budget = spending.Database.find_budget + " FOR UPDATE"
+    find_column = (
+        "SELECT 1 FROM information_schema.columns "
+        "WHERE table_schema = current_schema() AND table_name = ? AND column_name = ?"
+    )
     errors = (psycopg.Error,)
 
     def __init__(self, url: str) -> None:
@@ -61,8 +65,8 @@ class PostgresDatabase(spending.Database):
             self._server = psycopg.connect(url, **CONNECTION)
             with self._server.transaction():
                 self._server.execute("SELECT pg_advisory_xact_lock(%s)", [MAKING])
-                for statement in (*spending.TABLES, TABLE_OF_DECLARATIONS):
-                    self._server.execute(statement)
+                self._make_tables()
+                self._server.execute(TABLE_OF_DECLARATIONS)
         except psycopg.Error as error:
             told = str(error).replace(url, "its URL").strip()
             raise spending.Unavailable(f"the budgets' database does not answer ({told}): no call goes out") from None
