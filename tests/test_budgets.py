@@ -31,6 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budget_drill import Drill
+from standpipe import budgets, paths
 from standpipe_task import budget as task
 from standpipe_task import spending
 from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable
@@ -721,6 +722,50 @@ def test_books_that_are_gone_are_not_begun_anew_in_silence(drill: Drill, short_p
         subprocess.run(command, env=environment, check=True, capture_output=True)
         assert api.get(f"{server.address}/ok").ok
     assert server.calls == 2
+
+
+def test_a_host_spends_by_the_books_that_it_knows_and_by_others_when_it_is_told_to(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = [host / "first.sqlite3", host / "second.sqlite3"]
+    monkeypatch.setattr(budgets, "open_shared_books", lambda: spending.open_database(str(shared[0])))
+
+    def identity() -> str:
+        with closing(budgets.open_books()) as database:
+            return database.identity
+
+    def others() -> bool:
+        with pytest.raises(spending.Unavailable, match="the books by which this host has spent are not "):
+            budgets.open_books()
+        return True
+
+    identity()  # of no use: nothing is declared that would be spent
+    paths.BUDGETS_DATABASE.write_text("its URL")
+    paths.BUDGETS.write_text("[{name: ten, limit: '10'}]")
+    first = identity()
+    assert identity() == first
+    shared.reverse()
+    assert others()
+    paths.BUDGETS_DATABASE.unlink()
+    assert others()
+    budgets.begin_new_books(datetime.now(UTC))
+    assert identity() != first
+    paths.BUDGETS_DATABASE.write_text("its URL")
+    shared.reverse()
+    assert others()
+    budgets.begin_new_books(datetime.now(UTC))
+    assert identity() == first
+
+
+def test_a_host_that_has_begun_its_books_before_they_were_told_apart_goes_on(host: Path) -> None:
+    paths.BUDGETS.write_text("[{name: ten, limit: '10'}]")
+    budgets.open_books().close()
+    paths.BUDGETS_BEGUN.write_text("")
+    budgets.open_books().close()
+    paths.BUDGET_LEDGER.rename(host / "elsewhere")
+    spending.open_database(str(paths.BUDGET_LEDGER)).close()
+    with pytest.raises(spending.Unavailable, match="the books by which this host has spent are not /"):
+        budgets.open_books()
 
 
 def test_sqlite_here_can_do_what_the_books_need() -> None:

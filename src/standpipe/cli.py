@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     correct.add_argument(
         "--new-books",
         action="store_true",
-        help="set this host's books aside, damaged ones too, and begin with empty ones",
+        help="set this host's books aside, damaged ones too, and go on with empty ones, or with its database's",
     )
     budget.set_defaults(call=call_budget)
 
@@ -766,7 +766,7 @@ def call_budget(arguments: argparse.Namespace) -> int:
     """Show budgets, or correct what the books of one say."""
     from pathlib import Path
 
-    from standpipe import budgets
+    from standpipe import budgets, paths
     from standpipe.budgets import report
     from standpipe_task import spending
 
@@ -776,7 +776,8 @@ def call_budget(arguments: argparse.Namespace) -> int:
     terms = [budgets.named(arguments.name)] if arguments.name else list(budgets.terms().values())
     if arguments.new_books:
         aside = budgets.begin_new_books(datetime.now(UTC))
-        print(f"the books are empty; what was spent is in {', '.join(map(str, aside)) or 'none'}", file=sys.stderr)
+        now = "those of the database" if paths.BUDGETS_DATABASE.exists() else "empty"
+        print(f"the books are {now}; set aside: {', '.join(map(str, aside)) or 'none'}", file=sys.stderr)
     with budgets.books() as database:
         if arguments.elsewhere or arguments.clock_is_right:
             with spending.books(database) as opened:

@@ -18,6 +18,7 @@ from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Type
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 SCALE = 10**9  # the parts of a unit that are counted
@@ -46,6 +47,7 @@ TABLES = (
         PRIMARY KEY (budget, run, day, pipeline, kind, starts))""",
     "CREATE INDEX IF NOT EXISTS spending_by_day ON spending (budget, day)",
     "CREATE INDEX IF NOT EXISTS spending_by_pipeline ON spending (budget, pipeline, run)",
+    "CREATE TABLE IF NOT EXISTS identity (one BIGINT PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
 )
 # What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
 # them brought into a period from those that it overlaps.
@@ -187,6 +189,7 @@ class Database:
     find_budget = "SELECT next_free, held_until, latest, counted_by FROM budget WHERE name = ?"
     find_column = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
     errors: Tuple[Type[Exception], ...] = (sqlite3.Error,)
+    identity: str  # by which these books are told from others, that know nothing of what was spent by them
 
     def __init__(self, path: str, clock: Callable[[], float] = time.time) -> None:
         """Open the file, and make it where it is not there."""
@@ -208,7 +211,7 @@ class Database:
             return self._path != ":memory:"
 
     def _make_tables(self) -> None:
-        """Have all tables, with all their columns."""
+        """Have all tables, with all their columns, and know which books these are."""
         for statement in TABLES:
             self.execute(statement)
         for table, column, kind in COLUMNS:
@@ -216,6 +219,11 @@ class Database:
                 with self.transaction():
                     if not self._has(table, column):  # nobody else was faster
                         self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        known = self.execute("SELECT id FROM identity").fetchone()
+        if known is None:
+            self.execute("INSERT INTO identity VALUES (1, ?) ON CONFLICT DO NOTHING", uuid4().hex)
+            known = self.execute("SELECT id FROM identity").fetchone()
+        self.identity = known[0]
 
     def _has(self, table: str, column: str) -> bool:
         return self.execute(self.find_column, table, column).fetchone() is not None

@@ -46,32 +46,47 @@ def named(name: str) -> spending.Terms:
 
 
 def open_books() -> spending.Database:
-    """Open the books: in the database whose URL the host was given, else in a file of its own."""
-    if paths.BUDGETS_DATABASE.exists():
-        from standpipe.budgets.postgres import PostgresDatabase
+    """Open the books: in the database whose URL the host was given, else in a file of its own.
 
-        return PostgresDatabase(paths.BUDGETS_DATABASE.read_text().strip())
-    paths.BUDGET_LEDGER.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if paths.BUDGETS_BEGUN.exists() and not paths.BUDGET_LEDGER.exists():
-        raise spending.Unavailable(
-            f"the budgets' ledger {paths.BUDGET_LEDGER} is gone, and with it what was spent: put it back; or "
-            "standpipe budget --new-books, and --elsewhere for what was spent"
-        )
-    database = spending.open_database(str(paths.BUDGET_LEDGER))
-    if not paths.BUDGETS_BEGUN.exists():
-        paths.BUDGETS_BEGUN.touch()
+    Raises Unavailable where they are not those by which this host has spent what it did.
+    """
+    shared = paths.BUDGETS_DATABASE.exists()
+    paths.STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known = paths.BUDGETS_BEGUN.read_text() if paths.BUDGETS_BEGUN.exists() else None  # empty: of no known identity
+    others = spending.Unavailable(
+        f"the books by which this host has spent are not {'those of its database' if shared else paths.BUDGET_LEDGER}: "
+        "bring them back; or standpipe budget --new-books, and --elsewhere for what was spent"
+    )
+    if known is not None and not shared and not paths.BUDGET_LEDGER.exists():
+        raise others
+    database = open_shared_books() if shared else spending.open_database(str(paths.BUDGET_LEDGER))
+    if known and known != database.identity:
+        database.close()
+        raise others
+    if not known and terms():
+        paths.BUDGETS_BEGUN.write_text(database.identity)
     return database
 
 
+def open_shared_books() -> spending.Database:
+    """Open those of the database."""
+    from standpipe.budgets.postgres import PostgresDatabase
+
+    return PostgresDatabase(paths.BUDGETS_DATABASE.read_text().strip())
+
+
 def begin_new_books(now: datetime) -> list[Path]:
-    """Set the books of this host aside, damaged ones too, and begin with empty ones; return where the old ones are."""
+    """Set the books of this host aside, damaged ones too, and go on with empty ones, or with those of its database.
+
+    Returns where the old ones are.
+    """
     aside = []
     for path in sorted(paths.STATE.glob(f"{paths.BUDGET_LEDGER.name}*")):
         if ".aside" not in path.name:
             aside.append(path.rename(f"{path}.aside-{now:%Y%m%dT%H%M%SZ}"))
     paths.BUDGETS_BEGUN.unlink(missing_ok=True)
-    open_books().close()
-    return aside
+    with books():
+        return aside
 
 
 @contextmanager
