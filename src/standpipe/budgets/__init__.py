@@ -104,17 +104,19 @@ def books() -> Iterator[spending.Database]:
         raise BudgetsUnavailable(str(error)) from None
 
 
+def cautious(pipeline: Pipeline) -> list[BudgetUse]:
+    """Return the budgets of which enough is to be left before a run starts."""
+    return [use for use in pipeline.budgets if use.if_short == "skip"]
+
+
 def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> str | None:
     """Say which budget has less left than a run of a pipeline is expected to spend; None where each has enough.
 
     What the runs `under_way` (pipeline and id) are still expected to spend is not for this one. Raises
     BudgetsUnavailable where that cannot be known.
     """
-    cautious = [use for use in pipeline.budgets if use.if_short == "skip"]
-    if not cautious:
-        return None
     with books() as database:
-        for use in cautious:
+        for use in cautious(pipeline):
             budget = named(use.name)
             needed = expected(database, pipeline.name, use)
             others = sum(still_expected(database, name, run, use.name) for name, run in under_way)

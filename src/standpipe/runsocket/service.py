@@ -274,6 +274,7 @@ class Service:
         self.runs: dict[str, Door] = {}
         self.pipelines: dict[str, Door] = {}
         self._lock = Lock()
+        self._one_looks = Lock()
 
     def open(self, run: str, name: str) -> None:
         """Open a run's door. Raises StandpipeError where the pipeline is not known."""
@@ -286,11 +287,16 @@ class Service:
 
     def open_if_paid_for(self, run: str, name: str) -> str | None:
         """Open a run's door, unless a budget has less left than the run is expected to spend: then say which."""
-        under_way = [(door.pipeline, run) for run, door in list(self.runs.items())]
-        short = budgets.shortage(configuration.load(name), under_way)
-        if short is None:
+        pipeline = configuration.load(name)
+        if not budgets.cautious(pipeline):
             self.open(run, name)
-        return short
+            return None
+        with self._one_looks:  # and the next one sees that this one's door is open
+            under_way = [(door.pipeline, other) for other, door in list(self.runs.items()) if other != run]
+            short = budgets.shortage(pipeline, under_way)
+            if short is None:
+                self.open(run, name)
+            return short
 
     def close(self, run: str) -> None:
         """Close a run's door, if it has one."""
