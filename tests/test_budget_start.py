@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 
@@ -14,8 +15,10 @@ import pytest
 from ulid import ULID
 
 from conftest import ProcessEngine
-from standpipe import budgets, configuration, paths, runsocket
+from standpipe import budgets, configuration, paths, runner, runsocket
+from standpipe.engines import CannotStart
 from standpipe.errors import BudgetShort
+from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
 from standpipe.runsocket import service
 
@@ -75,6 +78,35 @@ def test_of_two_runs_that_start_at_once_and_do_not_both_fit_one_starts(
     monkeypatch.setattr(budgets, "shortage", look_long)
     with ThreadPoolExecutor(2) as both:
         assert sorted(both.map(started, ["alpha", "beta"])) == [False, True]
+
+
+def refused(pipeline: str) -> CannotStart:
+    with pytest.raises(CannotStart) as raised:
+        started(pipeline)
+    return raised.value
+
+
+def test_a_run_that_cannot_start_for_its_budget_s_sake_says_why_and_is_tried_again_where_that_helps(
+    standpiped: service.Service, ledger: Ledger
+) -> None:
+    paths.BUDGET_LEDGER.write_bytes(b"no database" * 1000)
+    unreadable = refused("alpha")
+    assert (unreadable.reason, unreadable.exit_code) == ("budget", 73)
+    assert "alpha is not started: the budgets' ledger" in str(unreadable)
+    paths.BUDGET_LEDGER.unlink()
+    paths.BUDGETS.write_text("[]")
+    undeclared = refused("alpha")
+    assert (undeclared.reason, undeclared.exit_code) == ("policy", 78)
+    assert "budget openalex is not declared on this host: run site.yml" in str(undeclared)
+
+    pipeline = configuration.load("arxlive")
+    now = datetime.now(UTC)
+    ledger.register(pipeline, now)
+    ledger.claim("one", pipeline.name, "scheduled", now.date(), now, now)
+    run = ledger.run("one")
+    assert run
+    assert runner.retry_at(pipeline, run, "failed", "budget", now)
+    assert not runner.retry_at(pipeline, run, "failed", "policy", now)
 
 
 def test_what_a_run_under_way_has_not_spent_yet_is_not_for_the_next(standpiped: service.Service) -> None:

@@ -496,9 +496,9 @@ def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
 def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:
     """Return when a slot is to be tried again after a run of it, or None for never.
 
-    Only what may pass is: a task that failed, an interruption, an engine that was away, a full disk.
+    Only what may pass is: a task that failed, an interruption, an engine or books that were away, a full disk.
     """
-    may_pass = outcome == "interrupted" or (outcome == "failed" and reason in (None, "engine", "no_space"))
+    may_pass = outcome == "interrupted" or (outcome == "failed" and reason in (None, "engine", "no_space", "budget"))
     if not may_pass or run.slot is None or run.trigger not in OWN_A_SLOT or pipeline.state != "present":
         return None
     at = now + timedelta(seconds=pipeline.retries.delay)

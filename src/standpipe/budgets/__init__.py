@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 
 from standpipe import configuration, paths
-from standpipe.errors import BudgetsUnavailable, UsageError
+from standpipe.errors import BudgetsUnavailable, ConfigurationError, UsageError
 from standpipe.pipeline import BudgetUse, Pipeline
 from standpipe_task import spending
 
@@ -113,11 +113,13 @@ def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> s
     """Say which budget has less left than a run of a pipeline is expected to spend; None where each has enough.
 
     What the runs `under_way` (pipeline and id) are still expected to spend is not for this one. Raises
-    BudgetsUnavailable where that cannot be known.
+    BudgetsUnavailable where that cannot be known, ConfigurationError where one is not declared.
     """
     with books() as database:
         for use in cautious(pipeline):
-            budget = named(use.name)
+            budget = terms().get(use.name)
+            if budget is None:
+                raise ConfigurationError(f"budget {use.name} is not declared on this host: run site.yml on it")
             needed = expected(database, pipeline.name, use)
             others = sum(still_expected(database, name, run, use.name) for name, run in under_way)
             left = max(0, spending.state(database, budget).left - others)

@@ -13,7 +13,7 @@ LONGEST_PIECE = 1 << 20  # bytes of a line; what is longer travels in pieces, so
 
 
 class CannotStart(StandpipeError):
-    """A run that could not be started: `reason` is the ledger's (engine, image, no_space, policy)."""
+    """A run that could not be started: `reason` is the ledger's (engine, image, no_space, policy, budget)."""
 
     def __init__(self, reason: str, message: str, exit_code: int) -> None:
         """Keep the ledger's reason and the command's exit code beside the message."""

@@ -10,6 +10,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from standpipe import paths
 from standpipe.engines import CannotStart
@@ -36,6 +37,8 @@ def open_for(pipeline: Pipeline, run: str) -> Path | None:
             "systemctl status standpiped"
         )
         raise CannotStart("engine", message, EngineUnavailable.exit_code) from None
+    if refused := answer.get("refused"):
+        raise CannotStart(answer["reason"], f"{pipeline.name} is not started: {refused}", answer["exit_code"])
     if short := answer.get("short"):
         raise BudgetShort(f"{pipeline.name} is not started: {short}")
     return paths.RUN_SOCKETS / run
@@ -48,7 +51,7 @@ def close(run: str) -> None:
             ask({"close": run})
 
 
-def ask_patiently(request: dict[str, str]) -> dict[str, str]:
+def ask_patiently(request: dict[str, str]) -> dict[str, Any]:
     """Ask the service, which may be about to come back; the same request may be made again."""
     deadline = time.monotonic() + COMES_BACK_WITHIN
     while True:
@@ -60,7 +63,7 @@ def ask_patiently(request: dict[str, str]) -> dict[str, str]:
             time.sleep(0.2)
 
 
-def ask(request: dict[str, str]) -> dict[str, str]:
+def ask(request: dict[str, str]) -> dict[str, Any]:
     """Ask the service for something; return its answer. Raises OSError or ValueError where it is not done."""
     with socket.socket(socket.AF_UNIX) as door:
         door.settimeout(ANSWER_WITHIN)

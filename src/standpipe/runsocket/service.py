@@ -27,8 +27,8 @@ from threading import BoundedSemaphore, Lock, Thread
 from typing import Any
 
 from standpipe import budgets, configuration, paths
-from standpipe.engines import Engine
-from standpipe.errors import CredentialsRefused, StandpipeError
+from standpipe.engines import CannotStart, Engine
+from standpipe.errors import BudgetsUnavailable, ConfigurationError, CredentialsRefused, StandpipeError
 from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
 from standpipe.runsocket.budgets import Teller
@@ -286,14 +286,22 @@ class Service:
                 self.runs[run] = Door(paths.RUN_SOCKETS / run, pipeline, run, self.engine, self.teller)
 
     def open_if_paid_for(self, run: str, name: str) -> str | None:
-        """Open a run's door, unless a budget has less left than the run is expected to spend: then say which."""
+        """Open a run's door, unless a budget has less left than the run is expected to spend: then say which.
+
+        Raises CannotStart where that cannot be known.
+        """
         pipeline = configuration.load(name)
         if not budgets.cautious(pipeline):
             self.open(run, name)
             return None
         with self._one_looks:  # and the next one sees that this one's door is open
             under_way = [(door.pipeline, other) for other, door in list(self.runs.items()) if other != run]
-            short = budgets.shortage(pipeline, under_way)
+            try:
+                short = budgets.shortage(pipeline, under_way)
+            except BudgetsUnavailable as error:
+                raise CannotStart("budget", str(error), error.exit_code) from None
+            except ConfigurationError as error:
+                raise CannotStart("policy", str(error), error.exit_code) from None
             if short is None:
                 self.open(run, name)
             return short
@@ -393,13 +401,16 @@ class Orders(StreamRequestHandler):
 
     def handle(self) -> None:
         """Do what is asked, and say so."""
-        answer: dict[str, str | None] = {}
+        answer: dict[str, str | int | None] = {}
         try:
             order = json.loads(self.rfile.readline(10_000))
             if "open" in order:
                 answer["short"] = self.server.service.open_if_paid_for(order["open"], order["pipeline"])
             else:
                 self.server.service.close(order["close"])
+        except CannotStart as error:
+            answer = {"refused": str(error), "reason": error.reason, "exit_code": error.exit_code}
+            warn(f"a run is not started: {error}")
         except (StandpipeError, OSError, ValueError, KeyError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
             warn(f"an order could not be carried out: {answer['error']}")
