@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -145,6 +146,52 @@ def test_a_run_for_which_too_little_is_left_is_short(host: Path) -> None:
     assert "500 calls left this month, and a run is expected to spend 600" in told
     (paths.PIPELINES / "arxlive.yml").write_text(DECLARED.replace("600}", "600, if_short: start}"))
     assert shortage(configuration.load("arxlive")) is None
+
+
+def test_a_provider_that_asks_for_no_calls_is_shown_and_no_run_starts(
+    books: Books, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hold(seconds: float) -> str | None:
+        ident = f"of {seconds} s"
+        with spending.books(books.database) as opened:
+            opened.reserve(ident, books.terms, "arxlive", "by hand")
+            opened.settle(ident, books.terms, hold=seconds)
+        return shortage(configuration.load("arxlive"))
+
+    assert hold(spending.LONGEST_HOLD - 60) is None
+    told = hold(7200)
+    assert told is not None
+    assert "the provider of openalex asks for no calls before 20" in told
+    assert cli.main(["budget"]) == 0
+    assert "openalex: its provider asks for no calls before 20" in capsys.readouterr().out
+    assert cli.main(["budget", "--json"]) == 0
+    until = datetime.fromisoformat(json.loads(capsys.readouterr().out)["budgets"][0]["held_until"]).timestamp()
+    assert until == pytest.approx(datetime.now(UTC).timestamp() + 7200, abs=60)
+    paths.METRICS.mkdir(parents=True)
+    metrics.write(ledger)
+    text = (paths.METRICS / "standpipe.prom").read_text()
+    assert re.search(r"^standpipe_budget_held_until_timestamp_seconds.budget=.openalex.. [1-9]", text, re.M)
+    books.at(f"{datetime.now(UTC) + timedelta(hours=3):%Y-%m-%dT%H:%M}")
+    assert spending.state(books.database, books.terms).held_until == 0
+
+
+def test_the_burn_down_ends_at_what_is_left(books: Books) -> None:
+    books.at("2026-10-31T23:59:59")
+    with spending.books(books.database) as opened:
+        opened.reserve("over the end", books.terms, "arxlive", "by hand")
+    books.at("2026-11-02T12:00")
+    with spending.books(books.database) as opened:
+        opened.settle("over the end", books.terms)
+        opened.set_elsewhere(books.terms, 2000 * spending.SCALE)
+    books.spend(10, "by hand")
+    with spending.books(books.database) as opened:
+        opened.reserve("under way", books.terms, "arxlive", "by hand")
+    look = report.outlook(books.database, books.terms)
+    assert look.state.left == (10_000 - 1 - 2000 - 10 - 1) * spending.SCALE
+    assert report.burn_down(look)[:2] == [
+        ("2026-11-01", "0", "7998", "█" * 32),
+        ("2026-11-02", "10", "7988", "█" * 32),
+    ]
 
 
 def test_the_command_shows_all_budgets_one_budget_and_json(books: Books, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,9 @@ def budgets_to(registry: CollectorRegistry) -> None:
     reserved = gauge("reserved", "Units that are reserved for calls under way.")
     left = gauge("left", "Units that are left of the present period.")
     at_end = gauge("forecast", "Units that will have been spent at the end of the present period, as is expected.")
+    held = gauge(
+        "held_until_timestamp_seconds", "Before when its provider asks for no calls, in seconds since 1970 (UTC), or 0."
+    )
     ends = gauge("period_end_timestamp_seconds", "When the present period ends, in seconds since 1970 (UTC).")
     with suppress(StandpipeError), budgets.books() as database:
         for name, each in terms.items():
@@ -119,4 +122,5 @@ def budgets_to(registry: CollectorRegistry) -> None:
             reserved.labels(name).set(look.state.reserved / SCALE)
             left.labels(name).set(look.state.left / SCALE)
             at_end.labels(name).set(look.forecast.at_end / SCALE)
+            held.labels(name).set(look.state.held_until)
             ends.labels(name).set(look.state.ends)

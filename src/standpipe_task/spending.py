@@ -597,7 +597,7 @@ class State:
     crashed: int
     elsewhere: int
     reserved: int
-    held_until: float  # before which its provider asks for no calls
+    held_until: float  # before which its provider asks for no calls; 0 where that is no more
     days: List[Tuple[str, str, int, int]]  # date, pipeline, calls, amount, of this period and of those before
 
     @property
@@ -608,14 +608,17 @@ class State:
 
 def state(database: Database, terms: Terms, since: Optional[str] = None) -> State:
     """Look at a budget; with spending by day from the date `since` on, if that is given. Changes nothing."""
-    starts, ends = terms.period_at(database.now())
+    now = database.now()
+    starts, ends = terms.period_at(now)
     row = database.execute(
         "SELECT spent, crashed, elsewhere + carried FROM period WHERE budget = ? AND starts = ?", terms.name, starts
     ).fetchone()
     reserved = database.execute(
         "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ?", terms.name
     ).fetchone()
-    held = database.execute("SELECT held_until FROM budget WHERE name = ?", terms.name).fetchone()
+    held = database.execute(
+        "SELECT held_until FROM budget WHERE name = ? AND held_until > ?", terms.name, now
+    ).fetchone()
     days = (
         []
         if since is None

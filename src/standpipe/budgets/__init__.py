@@ -110,7 +110,7 @@ def cautious(pipeline: Pipeline) -> list[BudgetUse]:
 
 
 def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> str | None:
-    """Say which budget has less left than a run of a pipeline is expected to spend; None where each has enough.
+    """Say which budget has less left now than a run of a pipeline is expected to spend; None where each has enough.
 
     What the runs `under_way` (pipeline and id) are still expected to spend is not for this one. Raises
     BudgetsUnavailable where that cannot be known, ConfigurationError where one is not declared.
@@ -122,7 +122,10 @@ def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> s
                 raise ConfigurationError(f"budget {use.name} is not declared on this host: run site.yml on it")
             needed = expected(database, pipeline.name, use)
             others = sum(still_expected(database, name, run, use.name) for name, run in under_way)
-            left = max(0, spending.state(database, budget).left - others)
+            state = spending.state(database, budget)
+            if state.held_until - database.now() > spending.LONGEST_HOLD:
+                return f"the provider of {use.name} asks for no calls before {spending.moment(state.held_until)}"
+            left = max(0, state.left - others)
             if needed > left or left == 0:
                 besides = f" for it, besides the {spending.units(others)} of runs under way" if others else ""
                 return (

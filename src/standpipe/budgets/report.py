@@ -94,7 +94,7 @@ def overview(outlooks: list[Outlook]) -> str:
                 when_dry(each.forecast),
             )
         )
-    return table(rows)
+    return "\n".join([table(rows), *(f"{each.name}: {told}" for each in outlooks for told in held(each.state))])
 
 
 def detail(each: Outlook) -> str:
@@ -118,9 +118,7 @@ def detail(each: Outlook) -> str:
 
 def held(now: spending.State) -> list[str]:
     """Say that a provider asks for no calls, while it does."""
-    if now.held_until <= datetime.now(UTC).timestamp():
-        return []
-    return [f"its provider asks for no calls before {spending.moment(now.held_until)}"]
+    return [f"its provider asks for no calls before {spending.moment(now.held_until)}"] if now.held_until else []
 
 
 def of_this_period(now: spending.State) -> list[tuple[str, str, int, int]]:
@@ -148,14 +146,24 @@ def by_day(now: spending.State) -> list[tuple[date, int]]:
     return [(day, spent.get(day.isoformat(), 0)) for day in days]
 
 
+def been(now: spending.State) -> list[tuple[date, int, int]]:
+    """Return for each day of the period that has been what was spent, and what was left at its end.
+
+    What no day has (calls under way, those elsewhere, those of a period before) counts from the first on.
+    """
+    days = by_day(now)
+    left = now.terms.limit - now.spent - now.crashed - now.elsewhere - now.reserved + sum(spent for _, spent in days)
+    return [(day, spent, max(0, left := left - spent)) for day, spent in days]
+
+
 def burn_down(each: Outlook) -> list[tuple[str, str, str, str]]:
     """Return a row for each day: what was left at its end, full; what is expected to be, hatched."""
     now = each.state
     limit = max(1, now.terms.limit)
-    rows, left = [], now.terms.limit
-    for day, amount in by_day(now):
-        left -= amount
-        rows.append((day.isoformat(), shown(amount), shown(max(0, left)), "█" * round(BAR * max(0, left) / limit)))
+    rows = [
+        (day.isoformat(), shown(amount), shown(left), "█" * round(BAR * left / limit))
+        for day, amount, left in been(now)
+    ]
     for coming in each.forecast.days:
         if coming.spends:
             bar = "░" * round(BAR * max(0.0, coming.left) / limit)
@@ -181,6 +189,9 @@ def as_json(outlooks: list[Outlook]) -> dict[str, Any]:
                 "elsewhere": shown(each.state.elsewhere),
                 "reserved": shown(each.state.reserved),
                 "left": shown(each.state.left),
+                "held_until": timestamp(datetime.fromtimestamp(each.state.held_until, UTC))
+                if each.state.held_until
+                else None,
                 "forecast": {
                     "at_end": shown(each.forecast.at_end),
                     "low": shown(each.forecast.low),
@@ -211,13 +222,10 @@ def write_svg(each: Outlook, path: Path) -> None:
         show_dots=False,
         range=(0, float(spending.units(now.terms.limit))),
     )
-    left, been = now.terms.limit, []
-    for day, amount in by_day(now):
-        left -= amount
-        been.append((day, max(0, left) / spending.SCALE))
-    coming = been[-1:] + [(day.day, max(0.0, day.left) / spending.SCALE) for day in each.forecast.days]
-    at_least = been[-1:] + [(day.day, max(0.0, day.left_at_least) / spending.SCALE) for day in each.forecast.days]
-    chart.add("left", been)
+    full = [(day, left / spending.SCALE) for day, _, left in been(now)]
+    coming = full[-1:] + [(day.day, max(0.0, day.left) / spending.SCALE) for day in each.forecast.days]
+    at_least = full[-1:] + [(day.day, max(0.0, day.left_at_least) / spending.SCALE) for day in each.forecast.days]
+    chart.add("left", full)
     chart.add("expected", coming, stroke_style={"dasharray": "6, 4"})
     chart.add("at least, nine times of ten", at_least, stroke_style={"dasharray": "2, 4"})
     for name, space in (("", SVG), ("xlink", "http://www.w3.org/1999/xlink")):
