@@ -14,12 +14,13 @@ from statistics import median
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from standpipe import budgets, cli, configuration, metrics, paths
+from standpipe import budgets, cli, configuration, metrics, notify, paths
 from standpipe.budgets import expected, report, shortage
 from standpipe.budgets.forecast import Forecast, forecast
 from standpipe.ledger import Ledger
 from standpipe.pipeline import BudgetUse
 from standpipe_task import spending
+from test_notify import Hook
 
 DECLARED = """\
 name: arxlive
@@ -244,3 +245,35 @@ def test_people_are_warned_once_a_period_that_it_may_and_once_that_it_will(books
     assert [warned(1), warned(1), warned(2), warned(1), warned(2)] == [True, False, True, False, False]
     books.at("2026-11-16T12:00")
     assert warned(2)
+
+
+def test_a_warning_that_reached_somebody_is_not_sent_again_and_one_budget_that_is_away_keeps_back_no_other(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.BUDGETS.write_text("[{name: away, limit: '10000'}, {name: openalex, limit: '10000'}]")
+    for name in ("away", "openalex"):
+        books.terms = budgets.named(name)
+        books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 600)
+    books.at("2026-10-16T12:00")
+    books.database.execute("UPDATE budget SET latest = latest + 864000 WHERE name = 'away'")  # the clock was set back
+    monkeypatch.setattr(budgets, "open_books", lambda: books.database)
+    monkeypatch.setattr(books.database, "close", lambda: None)
+    hooks = [Hook(), Hook()]
+    urls = [f"json://127.0.0.1:{hook.port}/x" for hook in hooks]
+    paths.NOTIFY.write_text(f"urls: {json.dumps(urls)}")
+
+    def told() -> tuple[list[str], list[int]]:
+        said: list[str] = []
+        notify.warn_of_budgets(said.append)
+        assert "the clock says" in said.pop(0)
+        return said, [len(hook.taken) for hook in hooks]
+
+    hooks[0].status = hooks[1].status = 500
+    assert told() == (["budget openalex: a warning could not be sent; it is tried again"], [0, 0])
+    hooks[0].status = 200
+    assert told() == (["budget openalex: a warning did not reach every address"], [1, 0])
+    assert told() == ([], [1, 0])
+    assert hooks[0].taken[0]["title"].endswith("runs dry: 2026-10-25")
+    for hook in hooks:
+        hook.server.shutdown()
+        hook.server.server_close()

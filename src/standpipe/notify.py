@@ -180,18 +180,29 @@ def warn_of_budgets(say: Callable[[str], None]) -> None:
         return
     with budgets.books() as database:
         for name, each in terms.items():
-            look = budget_report.outlook(database, each)
-            if look.forecast.may_run_dry is None:
-                continue
-            with spending.books(database) as opened:
-                if not opened.warn(each, 2 if look.forecast.runs_dry else 1):
-                    continue  # they know
-            title = f"budget {name} on {socket.gethostname()}: runs dry: {budget_report.when_dry(look.forecast)}"
-            taken = [send(url, title, budget_report.detail(look)) for url in chosen.urls]
-            if not all(taken):
-                with spending.books(database) as opened:
-                    opened.take_back_warning(each)
-                say(f"budget {name}: a warning could not be sent; it is tried again")
+            try:
+                told = warn_of(database, each, chosen.urls)
+            except spending.Unavailable as error:  # this one: the others may be well
+                told = str(error)
+            if told:
+                say(f"budget {name}: {told}")
+
+
+def warn_of(database: spending.Database, terms: spending.Terms, urls: list[str]) -> str | None:
+    """Send word of one budget, if it is to be; return what went wrong. Raises Unavailable."""
+    look = budget_report.outlook(database, terms)
+    if look.forecast.may_run_dry is None:
+        return None
+    with spending.books(database) as opened:
+        if not opened.warn(terms, 2 if look.forecast.runs_dry else 1):
+            return None  # they know
+    title = f"budget {terms.name} on {socket.gethostname()}: runs dry: {budget_report.when_dry(look.forecast)}"
+    taken = [send(url, title, budget_report.detail(look)) for url in urls]
+    if any(taken):  # who has taken it is not told again for the others' sake
+        return None if all(taken) else "a warning did not reach every address"
+    with spending.books(database) as opened:
+        opened.take_back_warning(terms)
+    return "a warning could not be sent; it is tried again"
 
 
 def ping(say: Callable[[str], None]) -> None:
