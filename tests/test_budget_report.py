@@ -211,7 +211,11 @@ def test_the_command_shows_all_budgets_one_budget_and_json(books: Books, capsys:
 
 def test_what_was_spent_elsewhere_can_be_noted(books: Books, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["budget", "openalex", "--elsewhere", "2500.5"]) == 0
-    assert "elsewhere 2500.5" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "elsewhere 2500.5" in shown.out
+    assert not shown.err
+    assert cli.main(["budget", "openalex", "--elsewhere", "500.5"]) == 0
+    assert "2500.5 were noted before, perhaps by its provider's word: 2000 calls more" in capsys.readouterr().err
     assert cli.main(["budget", "--elsewhere", "1"]) == 2
     assert cli.main(["budget", "openalex", "--elsewhere", "many"]) == 2
     assert cli.main(["budget", "nonsense"]) == 2

@@ -785,7 +785,14 @@ def call_budget(arguments: argparse.Namespace) -> int:
                     for each in terms:
                         opened.trust_clock(each)
                 else:
-                    opened.set_elsewhere(terms[0], units(arguments.elsewhere))
+                    amount = units(arguments.elsewhere)
+                    before = opened.set_elsewhere(terms[0], amount)
+                    if amount < before:
+                        print(
+                            f"{spending.units(before)} were noted before, perhaps by its provider's word: "
+                            f"{spending.units(before - amount)} {terms[0].units} more are left now",
+                            file=sys.stderr,
+                        )
         outlooks = [report.outlook(database, each) for each in terms]
     if arguments.svg:
         report.write_svg(outlooks[0], Path(arguments.svg))

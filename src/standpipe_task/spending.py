@@ -507,9 +507,14 @@ class Books:
             self.settle(ident, terms, crashed=True)
         return len(rows)
 
-    def set_elsewhere(self, terms: Terms, amount: int) -> None:
-        """Note what was spent of the present period without these books' knowledge."""
-        self.account(terms).elsewhere = amount
+    def set_elsewhere(self, terms: Terms, amount: int) -> int:
+        """Note what was spent of the present period without these books' knowledge; return what was noted before.
+
+        That may be a provider's word, or what a clock that was ahead had spent.
+        """
+        account = self.account(terms)
+        before, account.elsewhere = account.elsewhere, amount
+        return before
 
     def warn(self, terms: Terms, level: int) -> bool:
         """Note how urgently people were warned of the present period; return whether that is more than they knew."""
