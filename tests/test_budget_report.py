@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -13,6 +14,7 @@ from statistics import median
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ulid import ULID
 
 from standpipe import budgets, cli, configuration, metrics, notify, paths
 from standpipe.budgets import expected, report, shortage
@@ -135,6 +137,33 @@ def test_a_run_is_expected_to_spend_what_the_last_ones_did_and_no_more_than_its_
     books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 100)
     assert expected(books.database, "arxlive", use) == 100 * spending.SCALE
     assert expected(books.database, "arxlive", use.model_copy(update={"per_run": "50"})) == 50 * spending.SCALE
+
+
+def test_a_run_that_succeeded_and_spent_nothing_is_one_of_the_last(books: Books, ledger: Ledger) -> None:
+    use = BudgetUse(name="openalex", per_run="600")
+    pipeline = configuration.load("arxlive")
+    ledger.register(pipeline, datetime.now(UTC))
+
+    def run(outcome: str) -> None:
+        run = str(ULID())
+        ledger.claim(run, pipeline.name, "manual", date(2026, 10, 1), None, datetime.now(UTC))
+        ledger.started(run, run, None, "c" * 40, "sha256:0")
+        ledger.settle(run, outcome)
+        time.sleep(0.002)  # for the ids' order
+
+    for _ in range(3):
+        run("succeeded")
+    assert expected(books.database, pipeline.name, use) == 600 * spending.SCALE  # before the budget was used
+    books.spend(200, str(ULID()))
+    time.sleep(0.002)
+    for _ in range(3):
+        run("failed")
+    assert expected(books.database, pipeline.name, use) == 600 * spending.SCALE
+    for _ in range(9):
+        run("succeeded")
+    assert expected(books.database, pipeline.name, use) == 0
+    books.spend(100, str(ULID()))
+    assert expected(books.database, pipeline.name, use) == 100 * spending.SCALE
 
 
 def test_a_run_for_which_too_little_is_left_is_short(host: Path) -> None:

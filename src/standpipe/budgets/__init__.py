@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import lru_cache
 from math import ceil
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from standpipe import configuration, paths
 from standpipe.errors import BudgetsUnavailable, ConfigurationError, UsageError
+from standpipe.ledger import Ledger
 from standpipe.pipeline import BudgetUse, Pipeline
 from standpipe_task import spending
 
@@ -150,17 +151,28 @@ def still_expected(database: spending.Database, pipeline: str, run: str, budget:
     return max(0, expected(database, pipeline, use) - used)
 
 
+def succeeded(pipeline: str) -> list[str]:
+    """Return which of a pipeline's last runs succeeded, by this host's ledger, if it has one."""
+    if not paths.LEDGER.exists():
+        return []
+    with closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
+        return [run.id for run in ledger.logged(pipeline, RUNS_LOOKED_AT) if run.outcome == "succeeded"]
+
+
 def expected(database: spending.Database, pipeline: str, use: BudgetUse) -> int:
     """Return what a run is expected to spend, in billionths: what nine of ten of the last runs stayed within.
 
+    A run that succeeded since the first that spent something, by this host's ledger, and spent nothing is one of them.
     Where too few runs are known, and never more than, the run's envelope.
     """
     rows = database.execute(
-        "SELECT sum(amount) FROM spending WHERE budget = ? AND pipeline = ? AND calls > 0 AND length(run) = 26 "
+        "SELECT run, sum(amount) FROM spending WHERE budget = ? AND pipeline = ? AND calls > 0 AND length(run) = 26 "
         "GROUP BY run ORDER BY run DESC LIMIT ?",
         *(use.name, pipeline, RUNS_LOOKED_AT),
     ).fetchall()
-    spent = sorted(int(row[0]) for row in rows)
+    runs = {run: int(amount) for run, amount in rows}
+    runs |= {run: 0 for run in succeeded(pipeline) if runs and run > min(runs) and run not in runs}
+    spent = sorted(runs[run] for run in sorted(runs)[-RUNS_LOOKED_AT:])  # an id begins with the time
     envelope = None if use.per_run is None else spending.parts(use.per_run)
     if len(spent) < FEWEST_RUNS:
         return envelope if envelope is not None else max(spent, default=0)
