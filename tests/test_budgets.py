@@ -575,6 +575,34 @@ def test_another_period_and_back_again_is_not_one_unit_more(database: spending.D
     spend(database, 10, TEN)
 
 
+@settings(deadline=None, max_examples=50)  # as above
+@given(st.integers())
+def test_however_a_budget_is_declared_from_time_to_time_no_period_has_more_than_its_limit(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311  # a test's chances
+    clock = Clock("2026-11-25T23:00:00+00:00")
+    periods, zones = ("day", "week", "month"), ("UTC", "America/New_York", "Asia/Tokyo")
+    declared = [spending.Terms("ten", 10 * CALL, period=period, timezone=zone) for period in periods for zone in zones]
+    terms = declared[0]
+    granted: list[float] = []
+    under_way: list[str] = []
+    with closing(spending.Database(":memory:", clock)) as database:
+        for number in range(100):
+            match chance.choice(("change", "on", "on", "settle", "settle", "reserve", "reserve", "reserve", "reserve")):
+                case "change":
+                    terms = chance.choice(declared)
+                case "on":
+                    clock.now += chance.random() * chance.choice((600, 7200, 86400))
+                case "settle" if under_way:
+                    settle(database, under_way.pop(chance.randrange(len(under_way))), terms)
+                case "reserve":
+                    with suppress(spending.Spent):
+                        reserve(database, f"{number}", terms)
+                        granted.append(clock.now)
+                        under_way.append(f"{number}")
+                        starts, ends = terms.period_at(clock.now)
+                        assert sum(starts <= instant < ends for instant in granted) <= 10
+
+
 def test_books_that_were_begun_before_changes_were_noted_go_on(tmp_path: Path, clock: Clock) -> None:
     path = str(tmp_path / "books.sqlite3")
     week = spending.Terms("ten", 10 * CALL, period="week")
