@@ -202,7 +202,8 @@ def test_a_spool_is_closed_once_and_one_that_was_cut_off_is_closed_as_it_is(ran:
     spool.close_as_it_is(ran, RUN)
     records = list(spool.read(ran))
     assert spool.is_closed(ran)
-    assert [record["stream"] for record in records][-1] == "end"
+    assert [record["stream"] for record in records][-2:] == ["standpipe", "end"]
+    assert spool.text(records[-2]) == spool.REMOVED.encode()
     assert records[-1]["count"] == len(records) - 1
     before = ran.read_bytes()
     spool.close_as_it_is(ran, RUN)

@@ -25,6 +25,7 @@ from standpipe.engines import Line
 from standpipe.errors import InternalError
 
 LONGEST_RECORD = 1_500_000  # bytes; 1 MiB of control characters would be six times as long as text
+REMOVED = "lines may be missing here: the run's container was removed before all of its log was read"
 
 # What would move a terminal's cursor, turn its text around, or forge a line: shown as its number.
 UNSEEN = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -91,7 +92,7 @@ class Spool:
         record = {
             "run": self._run,
             "seq": self.count + 1,
-            "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "time": now(),
             "stream": "end",
             "count": self.count,
             "sha256": self._digest.hexdigest(),
@@ -101,6 +102,11 @@ class Spool:
         self._file.flush()
         os.fsync(self._file.fileno())
         flush_directory(self._path.parent)
+
+
+def now() -> str:
+    """Return the time as records have it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def flush(path: Path) -> None:
@@ -120,11 +126,12 @@ def flush_directory(path: Path) -> None:
 
 
 def close_as_it_is(path: Path, run: str) -> None:
-    """Close the spool of a run whose container is gone: what is there is all that there will be."""
+    """Close the spool of a run whose container is gone: what is there is all that there will be, and it says so."""
     if is_closed(path):
         return
     with Spool(path, run) as spool:
         spool.keep()
+        spool.write(Line(now(), "standpipe", REMOVED.encode()))
         spool.finish()
 
 
