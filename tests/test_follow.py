@@ -96,6 +96,38 @@ def test_a_log_that_lost_its_beginning_goes_on_behind_what_was_spooled(
     assert len(told) == (begins > 3)  # only where what is between the two cannot be seen
 
 
+STEPPED = [*(line(b"%d" % number, second=number + 30) for number in range(4)), *NUMBERED[4:]]  # back by half a minute
+
+
+def test_a_log_that_lost_its_beginning_before_the_clock_went_back_is_spooled_whole_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = spooled(tmp_path, monkeypatch, STEPPED[:4], STEPPED[6:])
+    assert found == [b"0", b"1", b"2", b"3", DROPPED.encode(), b"6", b"7", b"8", b"9"]
+
+
+def test_a_log_that_kept_what_was_spooled_before_the_clock_went_back_goes_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spooled(tmp_path, monkeypatch, STEPPED[:6], STEPPED[5:]) == [one.data for one in STEPPED]
+
+
+def test_a_clock_that_went_back_and_passes_where_it_was_loses_no_line_of_a_log_that_is_being_read() -> None:
+    later = [*STEPPED[6:], line(b"caught up", second=40)]
+    read_on = read(Daemon([STEPPED[:4], later]))
+    assert read_on == [b"0", b"1", b"2", b"3", DROPPED.encode(), *(one.data for one in later)]
+
+
+def test_a_line_that_is_looked_for_in_a_log_whose_connection_breaks_is_looked_for_again() -> None:
+    assert read(Daemon([NUMBERED[:6], NUMBERED[1:4], NUMBERED[1:]])) == [one.data for one in NUMBERED]
+
+
+def test_lines_whose_times_are_a_little_out_of_order_come_once() -> None:
+    ahead = Line("2026-11-23T03:00:02.5Z", "stderr", b"ahead")
+    log = [NUMBERED[0], NUMBERED[1], ahead, NUMBERED[2], NUMBERED[4]]
+    assert read(Daemon([log[:4], log[1:]])) == [one.data for one in log]
+
+
 def test_a_log_of_which_nothing_is_left_keeps_what_was_spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert spooled(tmp_path, monkeypatch, NUMBERED[:4], []) == [one.data for one in NUMBERED[:4]]
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from threading import Event, Thread
 
@@ -20,6 +22,7 @@ from standpipe.errors import EngineUnavailable
 from standpipe.logs import kept, spool
 
 PATIENCE = 600  # seconds for which an engine that does not answer is asked again, while a run is under way
+OUT_OF_ORDER = timedelta(seconds=1)  # by which the times of lines of two streams may be
 DROPPED = (
     "lines may be missing here: the log grew over its size (pipeline_log_size), and Docker dropped its beginning "
     "before all of that was read"
@@ -148,7 +151,7 @@ def lines_until_the_end(
         whole = False
         cut_off = []
         with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
-            for line in place.lines_after_it(engine.log(container.id)):
+            for line in place.lines_after_it(partial(engine.log, container.id), not container.running):
                 if line.whole:
                     yield line
                 else:
@@ -173,24 +176,37 @@ class Place:
         self._first, self._last = had or (None, None)
         self._count = 0  # of whole lines that were read, from the beginning that the log has now
 
-    def lines_after_it(self, log: Iterator[Line]) -> Iterator[Line]:
-        """Yield the lines of a log, read from its present beginning, that come after this place; and move it."""
-        reached = True
-        for number, line in enumerate(log, start=1):
-            if number == 1 and line.whole:
-                if self._first and self._last and line != self._first:
-                    self._count = 0
-                    reached = line.time > self._last.time
-                    if reached:
+    def lines_after_it(self, read: Callable[[], Iterator[Line]], ended: bool) -> Iterator[Line]:
+        """Yield the lines of a log, read from its present beginning, that come after this place; and move it.
+
+        A log with another beginning is past this place where the clock says so; else the place is looked for in it.
+        Where it is not found by then, or in all of an `ended` log, the clock went back: all of the log is yielded.
+        """
+        first: Line | None = None
+        past = ""
+        for number, line in enumerate(read(), start=1):
+            if number == 1 and line.whole and line != self._first:
+                first = line
+                if self._last and line.time <= self._last.time:
+                    past = (datetime.fromisoformat(self._last.time) + OUT_OF_ORDER).isoformat()
+                else:
+                    if self._last:
                         yield Line(line.time, "standpipe", DROPPED.encode())
-                self._first = line
-            if not reached and self._last:
-                reached = line == self._last or line.time > self._last.time
-                if not reached or line == self._last:
-                    self._count = number
-                    continue
+                    self._first, self._count = first, 0
+            if past:
+                if line == self._last:
+                    self._first, self._count, past = first, number, ""
+                elif line.time > past:
+                    break
+                continue
             if not line.whole:
                 yield line
             elif number > self._count:
                 self._count, self._last = number, line
                 yield line
+        else:
+            past = past if ended else ""  # what is looked for may be in what another connection gives
+        if first and past:
+            yield Line(first.time, "standpipe", DROPPED.encode())
+            self._first, self._last, self._count = None, None, 0
+            yield from self.lines_after_it(read, ended)
