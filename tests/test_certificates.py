@@ -1,10 +1,12 @@
-"""What the authority signs: a host's own name, and nothing that a root of that host puts into the request."""
+"""What the authority signs: a host's own name, and nothing that a root of that host puts into the request; and when."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,22 +35,30 @@ def asked(folder: Path, subject: str, *extensions: str) -> subprocess.CompletedP
     for extension in extensions:
         command += ["-addext", extension]
     subprocess.run([*command, "-keyout", "key", "-out", "csr"], cwd=folder, check=True, capture_output=True)
-    look = {"ansible.builtin.include_role": {"name": "certificates", "tasks_from": "request.yml"}}
-    variables = {
+    variables: dict[str, object] = {
         "certificates_name": "batch-1",
         "__certificates_request": {"csr": (folder / "csr").read_text()},
-        "ansible_python_interpreter": sys.executable,
     }
-    play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": [look]}
+    return role(folder, ["localhost"], "request.yml", variables)
+
+
+def role(
+    folder: Path, hosts: list[str], tasks: str, variables: dict[str, object], *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Have the role do some of its tasks for hosts, all of which are this machine."""
+    look = {"ansible.builtin.include_role": {"name": "certificates", "tasks_from": tasks}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [look]}
     (folder / "play.yml").write_text(json.dumps([play]))
+    told = ("--extra-vars", json.dumps(variables | {"ansible_python_interpreter": sys.executable}))
     return subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local", "play.yml"],
+        [sys.executable, "-m", "ansible", "playbook", "-i", f"{','.join(hosts)},", "-c", "local", *told, *options,
+         "play.yml"],
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "ANSIBLE_ROLES_PATH": str(ROLES), "HOME": str(folder), "LC_ALL": "C.UTF-8"},
         text=True,
         capture_output=True,
         check=False,
-    )
+    )  # fmt: skip
 
 
 def test_a_request_in_the_hosts_own_name_may_be_signed(tmp_path: Path) -> None:
@@ -73,3 +83,79 @@ def test_any_other_request_is_refused_and_told(tmp_path: Path, subject: str, ext
     answer = asked(tmp_path, subject, *extensions)
     assert answer.returncode == 2
     assert "asks for a certificate that is not to be its own" in answer.stdout
+
+
+def openssl(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def make_authority(host: Path, days: int = 3650) -> None:
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "ca.key", "-out", "ca.pem")
+    openssl("req", "-x509", *new, "-subj", "/CN=authority", "-days", str(days), cwd=host / "authority")
+
+
+def make_key(host: Path) -> None:
+    openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "host.key", cwd=host)
+
+
+def certify(host: Path, days: int = 397) -> None:
+    """Give a host a certificate."""
+    openssl("req", "-new", "-key", "host.key", "-subj", f"/CN={host.name}", "-out", "csr", cwd=host)
+    (host / "extensions").write_text("authorityKeyIdentifier=keyid\n")
+    signer = ("-CA", "authority/ca.pem", "-CAkey", "authority/ca.key", "-extfile", "extensions")
+    openssl("x509", "-req", "-in", "csr", *signer, "-days", str(days), "-out", "host.pem", cwd=host)
+    shutil.copy(host / "authority/ca.pem", host)
+
+
+def have_another_authority(host: Path) -> None:
+    shutil.copytree(host / "authority", host / "kept")
+    make_authority(host)
+    shutil.copy(host / "authority/ca.pem", host)
+    shutil.copytree(host / "kept", host / "authority", dirs_exist_ok=True)
+
+
+def end_with_the_authority(host: Path) -> None:
+    ends = ("x509", "-noout", "-enddate", "-in")
+    while openssl(*ends, "ca.pem", cwd=host) != openssl(*ends, "host.pem", cwd=host):  # to the second
+        make_authority(host, 50)
+        certify(host, 50)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "none": lambda _host: None,
+    "ends-with-its-authority": end_with_the_authority,
+    "ends-soon": lambda host: certify(host, 59),
+    "no-key": lambda host: (host / "host.key").unlink(),
+    "half-a-key": lambda host: (host / "host.key").write_text("-----BEGIN EC PRIVATE KEY-----\n"),
+    "another-key": make_key,
+    "no-authority": lambda host: (host / "ca.pem").unlink(),
+    "another-authority": have_another_authority,
+    "new-authority": make_authority,
+}
+
+
+@pytest.fixture(scope="module")
+def converged(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the role says in check mode of a host for each harm."""
+    folder = tmp_path_factory.mktemp("hosts")
+    for name, harm in HARMS.items():
+        host = folder / name
+        (host / "authority").mkdir(parents=True)
+        make_authority(host)
+        make_key(host)
+        certify(host)
+        harm(host)
+    places = f"{folder}/{{{{ inventory_hostname }}}}"
+    variables: dict[str, object] = {
+        "certificates_directory": places,
+        "certificates_authority_directory": f"{places}/authority",
+    }
+    answer = role(folder, [*HARMS], "certificate.yml", variables | {"__certificates_missing": []}, "--check")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_host_that_lacks_any_of_its_three_files_or_time_gets_new_ones(converged: str, harm: str) -> None:
+    left = harm in ("none", "ends-with-its-authority")
+    assert (f"Would install a certificate for {harm}" in converged) == (not left)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import DECLARED, ProcessEngine
-from standpipe import catch_up, cli, metrics, notify, paths, runner
+from standpipe import catch_up, certificates, cli, metrics, notify, paths, runner
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
@@ -324,3 +326,43 @@ def test_what_looks_like_a_secret_in_why_a_run_could_not_start_is_in_no_message(
     )
     _title, body = notify.message("arxlive", "failed", ledger.notices(), 20)
     assert "why: pull https://***@x/ failed" in body
+
+
+def have_certificates(days: int, authority_days: int) -> None:
+    """Give the host a certificate and an authority's that are good for so many days."""
+    paths.TLS.mkdir(parents=True)
+    paths.STATE.mkdir(parents=True, exist_ok=True)
+    for path, good in ((paths.CERTIFICATE, days), (paths.AUTHORITY, authority_days)):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-keyout", os.devnull, "-subj", "/CN=x", "-days", str(good), "-out", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("days", "authority_days", "told"),
+    [(13, 100, ["certificate"]), (100, 13, ["certificate authority"]), (15, 15, [])],
+)
+def test_certificates_that_end_soon_are_told_once_a_day(
+    hook: Hook, days: int, authority_days: int, told: list[str]
+) -> None:
+    have_certificates(days, authority_days)
+    certificates.warn(nothing)
+    certificates.warn(nothing)
+    assert [each["title"].partition(" on ")[0] for each in hook.taken] == told
+    if told:
+        assert "run site.yml" in hook.taken[0]["message"]
+        yesterday = paths.CERTIFICATES_TOLD.stat().st_mtime - 86_400
+        os.utime(paths.CERTIFICATES_TOLD, (yesterday, yesterday))
+        certificates.warn(nothing)
+        assert len(hook.taken) == 2
+
+
+def test_word_of_certificates_that_nobody_took_is_sent_again(hook: Hook) -> None:
+    have_certificates(1, 100)
+    hook.status = 500
+    said: list[str] = []
+    certificates.warn(said.append)
+    assert "could not be sent" in said[0]
+    hook.status = 200
+    certificates.warn(said.append)
+    assert len(hook.taken) == 1

@@ -388,7 +388,9 @@ def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> No
     if ping:
         steps.append(lambda: notify.ping(note))
     if looks_ahead:
-        steps.append(lambda: notify.warn_of_budgets(note))
+        from standpipe import certificates
+
+        steps += [lambda: notify.warn_of_budgets(note), lambda: certificates.warn(note)]
     if paths.CERTIFICATE.exists():  # there is a collector
         steps.append(await_receipts)
     for step in steps:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from standpipe import budgets, configuration, paths
+from standpipe import budgets, certificates, configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, clock_went_back
@@ -19,7 +19,6 @@ from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
 from standpipe_task import spending
 
-RENEW_WITHIN = 14 * 86400  # seconds before a certificate's end from which on no converge has renewed it in time
 ENOUGH_DISK = 2_000_000_000  # bytes that a run and its log may need
 
 
@@ -41,7 +40,7 @@ def examine(engine: Engine) -> Iterator[Finding]:
     yield from look_at_disks()
     yield from look_at_services()
     yield from look_at_metadata()
-    yield from look_at_certificate()
+    yield from look_at_certificates()
     yield from look_at_receipts()
     yield from look_at_budgets()
     for name in configuration.names():
@@ -107,14 +106,10 @@ def look_at_metadata() -> Iterator[Finding]:
     yield Finding("metadata service", "refused to containers" if there else "open to every container", remedy)
 
 
-def look_at_certificate() -> Iterator[Finding]:
-    """See that the certificate by which logs travel is good for some time; nothing where the logs stay here."""
-    if not paths.CERTIFICATE.exists():
-        return
-    command = ["openssl", "x509", "-noout", "-enddate", "-checkend", str(RENEW_WITHIN), "-in", str(paths.CERTIFICATE)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    seen = (answer.stdout or answer.stderr).splitlines()[0].replace("notAfter=", "good until ")
-    yield Finding("certificate", seen, "run site.yml, which renews it" if answer.returncode else None)
+def look_at_certificates() -> Iterator[Finding]:
+    """See that the certificates by which logs travel are good for some time."""
+    for one in certificates.here():
+        yield Finding(one.kind, one.seen, one.remedy)
 
 
 def look_at_receipts() -> Iterator[Finding]:

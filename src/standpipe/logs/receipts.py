@@ -88,7 +88,7 @@ class Receipts:
         raise CollectorAway(f"the collector {self._collector.address} answers {answer.status} {answer.reason}")
 
     def _connect(self) -> http.client.HTTPSConnection:
-        context = ssl.create_default_context(cafile=str(paths.TLS / "ca.pem"))
+        context = ssl.create_default_context(cafile=str(paths.AUTHORITY))
         context.check_hostname = False  # the certificate has the collector's name in the inventory: looked at below
         context.load_cert_chain(paths.CERTIFICATE, paths.TLS / "host.key")
         connection = http.client.HTTPSConnection(

@@ -1,0 +1,64 @@
+"""The certificates by which logs travel, and word of them before they end: only a converge renews them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from standpipe import notify, paths
+
+RENEW_WITHIN = 14 * 86400  # seconds before a certificate's end from which on no converge has renewed it in time
+TOLD_EVERY = timedelta(days=1)
+RENEWS = "run site.yml on this host, which renews it"
+RENEWS_ALL = "move its folder (certificate-authority) away on the controller, and run site.yml on all hosts"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One certificate of this host: `remedy` is None where it is good for some time."""
+
+    kind: str
+    seen: str
+    remedy: str | None
+
+
+def here() -> Iterator[Certificate]:
+    """Look at this host's certificate and at its authority's; at nothing where the logs stay here."""
+    if not paths.CERTIFICATE.exists():
+        return
+    kinds = (("certificate", paths.CERTIFICATE, RENEWS), ("certificate authority", paths.AUTHORITY, RENEWS_ALL))
+    for kind, path, renews in kinds:
+        command = ["openssl", "x509", "-noout", "-enddate", "-checkend", str(RENEW_WITHIN), "-in", str(path)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        seen = (answer.stdout or answer.stderr).splitlines()[0].replace("notAfter=", "good until ")
+        remedy = renews if answer.stdout else RENEWS  # the authority's is lost here alone
+        yield Certificate(kind, seen, remedy if answer.returncode else None)
+
+
+def warn(say: Callable[[str], None]) -> None:
+    """Send word, once a day, of certificates that end soon."""
+    urls = notify.settings().urls
+    if not urls or was_told_lately():
+        return
+    ending = [one for one in here() if one.remedy]
+    if not ending:
+        return
+    title = f"{' and '.join(one.kind for one in ending)} on {socket.gethostname()}: {ending[0].seen}"
+    body = "\n".join(f"{one.kind}: {one.seen}: {one.remedy}" for one in ending)
+    taken = [notify.send(url, title, body) for url in urls]
+    if any(taken):
+        paths.CERTIFICATES_TOLD.touch()
+    else:
+        say("word of certificates that end soon could not be sent; it is tried again")
+
+
+def was_told_lately() -> bool:
+    """Say whether word was sent within a day."""
+    try:
+        told = datetime.fromtimestamp(paths.CERTIFICATES_TOLD.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return False
+    return abs(datetime.now(UTC) - told) < TOLD_EVERY
