@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import ssl
 import subprocess
 import threading
@@ -369,12 +370,12 @@ def test_what_a_restored_collector_has_lost_is_told_and_sent_again(
     assert run.receipt
 
 
-def another_run(waiting: Host) -> str:
+def another_run(waiting: Host, letter: str = "B", name: str = "arxlive") -> str:
     """Have one more settled run, which has ended just now."""
-    run = RUN[:-1] + "B"
-    waiting.ledger.claim(run, "arxlive", "manual", date(2026, 11, 24), None, datetime.now(UTC))
+    run = RUN[:-1] + letter
+    waiting.ledger.claim(run, name, "manual", date(2026, 11, 24), None, datetime.now(UTC))
     waiting.ledger.started(run, run, None, None, "")
-    with spool.Spool(paths.spool("arxlive", run), run) as file:
+    with spool.Spool(paths.spool(name, run), run) as file:
         file.write(Line("2026-11-24T03:00:00Z", "stdout", b"x"))
         file.finish()
     waiting.ledger.ended(run)
@@ -400,6 +401,66 @@ def test_a_collector_that_is_restored_while_a_receipt_is_waited_for_is_told(wait
     noted = waiting.ledger.run(RUN)
     assert noted
     assert noted.receipt is None
+
+
+def confirmed_runs(waiting: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Have two confirmed runs of arxlive, and a later one of another pipeline; return their pipelines."""
+    waiting.ledger.confirm(RUN, "2026-11-23T03:00:05Z")
+    waiting.collector.confirm("arxlive", RUN)
+    monkeypatch.setattr(receipts, "FRESH", timedelta(0))
+    runs = {RUN: "arxlive"}
+    for day, (letter, name) in enumerate((("B", "arxlive"), ("C", "other")), start=24):
+        run = another_run(waiting, letter, name)
+        received = f"2026-11-{day}T03:00:05Z"
+        waiting.collector.confirm(name, run, received_at=received)
+        waiting.ledger.confirm(run, received)
+        runs[run] = name
+    waiting.look()
+    assert not waiting.said
+    return runs
+
+
+def test_a_collector_that_lost_what_it_confirmed_last_of_one_pipeline_is_told_within_an_hour(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _first, second, _other = confirmed_runs(waiting, monkeypatch)
+    del waiting.collector.receipts[f"/receipts/arxlive/{second}.json"]
+    waiting.look()
+    assert not waiting.said
+    an_hour_later()
+    waiting.look()
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [second]
+
+
+def test_before_a_receipt_is_believed_the_one_before_of_its_pipeline_is_asked_for(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _first, second, _other = confirmed_runs(waiting, monkeypatch)
+    del waiting.collector.receipts[f"/receipts/arxlive/{second}.json"]
+    third = another_run(waiting, "D")
+    waiting.collector.confirm("arxlive", third)
+    waiting.look()
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [second]
+
+
+def test_a_collector_that_lost_older_logs_is_told_when_one_of_them_is_asked_for(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _second, other = confirmed_runs(waiting, monkeypatch)
+    for run, name in ((first, "arxlive"), (other, "other")):
+        del waiting.collector.receipts[f"/receipts/{name}/{run}.json"]
+    waiting.ledger.confirm(other, "2026-11-22T03:00:05Z")
+    waiting.collector.confirm("other", another_run(waiting, "D", "other"), received_at="2026-11-25T03:00:05Z")
+    waiting.ledger.confirm(RUN[:-1] + "D", "2026-11-25T03:00:05Z")
+    an_hour_later()
+    monkeypatch.setattr(secrets, "choice", lambda _paths: paths.spool("arxlive", first))
+    waiting.look()
+    assert [run.id for run in waiting.ledger.unconfirmed()] == [first, other]
+
+
+def an_hour_later() -> None:
+    before = paths.LOOKED_BACK.stat().st_mtime - 3600
+    os.utime(paths.LOOKED_BACK, (before, before))
 
 
 def test_nothing_is_believed_of_a_collector_that_could_not_be_asked_for_what_it_had(

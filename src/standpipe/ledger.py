@@ -632,6 +632,12 @@ class Ledger:
         """Return the `limit` runs whose log the collector confirmed last, the last one first."""
         return self._runs("SELECT * FROM runs WHERE receipt IS NOT NULL ORDER BY receipt DESC, id DESC LIMIT ?", limit)
 
+    def newest_confirmed(self) -> list[Run]:
+        """Return the run of each pipeline whose log the collector confirmed last, the last one first."""
+        return self._runs(
+            "SELECT *, max(receipt) FROM runs WHERE receipt IS NOT NULL GROUP BY pipeline ORDER BY receipt DESC"
+        )
+
     def accept_loss(self, run: str, detail: str) -> bool:
         """Wait no longer for a run's receipt, as somebody says; return whether it was waited for."""
         with self._transaction() as db:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import json
+import secrets
 import shutil
 import ssl
 import subprocess
@@ -29,7 +30,7 @@ from standpipe.logs.follow import ContainerGone, spool_log
 ANSWER_WITHIN = 10  # seconds
 FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
 LOOK_AGAIN = (0.2, 5.0)  # seconds between two looks, at first and at most
-LATELY = 100  # logs of which the one is asked for that was confirmed last
+LOOK_BACK_EVERY = timedelta(hours=1)  # for what the collector should still hold
 MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
 ROOM = 100_000_000  # bytes of a disk that a second copy of a log leaves free
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
@@ -128,27 +129,52 @@ def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
             return
 
 
-def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, say: Teller) -> None:
-    """See whether the collector still holds what it confirmed last; what it has lost is sent again.
+def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, waiting: set[str], say: Teller) -> None:
+    """See whether the collector still holds what it confirmed; what it has lost is sent again.
 
-    A collector that was restored from a backup lacks what came after that. What it has confirmed and then
-    removed by its age is no loss. Raises CollectorAway.
+    A collector that was restored from a backup lacks what came after that. Asked for is what it confirmed last, of all
+    pipelines and of those that are `waiting` for a receipt; once an hour of each, and for an older log, whichever.
+    Where it lacks that one, all are asked for. What it has confirmed and then removed by its age is no loss.
+    Raises CollectorAway.
     """
-    here = [run for run in ledger.confirmed(LATELY) if is_to_be_held(run, collector)]
-    if not here or receipts.of(here[0]):
-        return
+    newest = [run for run in ledger.newest_confirmed() if is_to_be_held(run, collector)]
+    looks_back = not looked_back_lately()
+    asked = [run for run in newest if looks_back or run is newest[0] or run.pipeline in waiting]
+    older = an_older_one(ledger, collector) if looks_back else None
+    thorough = older is not None and not receipts.of(older)
     lost = []
-    for run in ledger.confirmed(MOST_TO_LOSE):
-        if is_to_be_held(run, collector):
-            if receipts.of(run):
-                break
-            lost.append(run)
+    if thorough or not all(receipts.of(run) for run in asked):
+        lacking = {run.pipeline for run in newest if thorough or not receipts.of(run)}
+        for run in ledger.confirmed(MOST_TO_LOSE):
+            if run.pipeline in lacking and is_to_be_held(run, collector):
+                if not receipts.of(run):
+                    lost.append(run)
+                elif not thorough:
+                    lacking.discard(run.pipeline)
     for run in lost:
         ledger.unconfirm(run.id, datetime.now(UTC))
+    if looks_back:
+        paths.LOOKED_BACK.touch()
     if lost:
         say(
             f"the collector no longer holds {len(lost)} logs, confirmed from {lost[-1].receipt} on: they are sent again"
         )
+
+
+def looked_back_lately() -> bool:
+    """Say whether an older log was looked for within an hour."""
+    try:
+        looked = datetime.fromtimestamp(paths.LOOKED_BACK.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return False
+    return abs(datetime.now(UTC) - looked) < LOOK_BACK_EVERY
+
+
+def an_older_one(ledger: Ledger, collector: Collector) -> Run | None:
+    """Return a run by chance whose log is here, or None where it is not confirmed."""
+    here = [*paths.SPOOL.glob("*/*.ndjson")]
+    run = ledger.run(secrets.choice(here).stem) if here else None
+    return run if run and run.receipt and is_to_be_held(run, collector) else None
 
 
 def is_to_be_held(run: Run, collector: Collector) -> bool:
@@ -193,7 +219,7 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
     try:
         for run in ledger.unconfirmed():
             found[run.id] = receipts.of(run)
-        look_for_losses(ledger, receipts, collector, say)
+        look_for_losses(ledger, receipts, collector, {run.pipeline for run in ledger.unconfirmed()}, say)
     except CollectorAway as error:
         away = error
     now = datetime.now(UTC)
