@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import chain
 from threading import Event, Thread
 
@@ -148,10 +147,14 @@ def lines_until_the_end(
     """
     place = Place(had)
     while container is not None:
+
+        def read(container_id: str = container.id) -> Iterator[Line]:
+            return engine.log(container_id)
+
         whole = False
         cut_off = []
         with suppress(EngineUnavailable):  # the daemon is being restarted: the container may well be alive
-            for line in place.lines_after_it(partial(engine.log, container.id), not container.running):
+            for line in place.lines_after_it(read, not container.running):
                 if line.whole:
                     yield line
                 else:
