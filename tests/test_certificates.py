@@ -43,11 +43,11 @@ def asked(folder: Path, subject: str, *extensions: str) -> subprocess.CompletedP
 
 
 def role(
-    folder: Path, hosts: list[str], tasks: str, variables: dict[str, object], *options: str
+    folder: Path, hosts: list[str], tasks: str, variables: dict[str, object], *options: str, says: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Have the role do some of its tasks for hosts, all of which are this machine."""
-    look = {"ansible.builtin.include_role": {"name": "certificates", "tasks_from": tasks}}
-    play = {"hosts": "all", "gather_facts": False, "tasks": [look]}
+    """Have the role do some of its tasks for hosts, all of which are this machine, and say something then."""
+    look = {"ansible.builtin.include_role": {"name": "certificates", "tasks_from": tasks, "public": True}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [look, {"ansible.builtin.debug": {"msg": says}}]}
     (folder / "play.yml").write_text(json.dumps([play]))
     told = ("--extra-vars", json.dumps(variables | {"ansible_python_interpreter": sys.executable}))
     return subprocess.run(
@@ -125,6 +125,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "none": lambda _host: None,
     "ends-with-its-authority": end_with_the_authority,
     "ends-soon": lambda host: certify(host, 59),
+    "young-authority": lambda host: make_authority(host, 100),
     "no-key": lambda host: (host / "host.key").unlink(),
     "half-a-key": lambda host: (host / "host.key").write_text("-----BEGIN EC PRIVATE KEY-----\n"),
     "another-key": make_key,
@@ -132,6 +133,9 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "another-authority": have_another_authority,
     "new-authority": make_authority,
 }
+
+
+ENDS = "{{ inventory_hostname }} ends with its authority: {{ __certificates_until == __certificates_issuer.not_after }}"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +154,7 @@ def converged(tmp_path_factory: pytest.TempPathFactory) -> str:
         "certificates_directory": places,
         "certificates_authority_directory": f"{places}/authority",
     }
-    answer = role(folder, [*HARMS], "certificate.yml", variables | {"__certificates_missing": []}, "--check")
+    answer = role(folder, [*HARMS], "certificate.yml", variables | {"__certificates_missing": []}, "--check", says=ENDS)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 
@@ -159,3 +163,8 @@ def converged(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_host_that_lacks_any_of_its_three_files_or_time_gets_new_ones(converged: str, harm: str) -> None:
     left = harm in ("none", "ends-with-its-authority")
     assert (f"Would install a certificate for {harm}" in converged) == (not left)
+
+
+def test_no_certificate_outlives_its_authority(converged: str) -> None:
+    assert "young-authority ends with its authority: True" in converged
+    assert "none ends with its authority: False" in converged
