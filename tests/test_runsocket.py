@@ -253,6 +253,30 @@ def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_re
     killed.server_close()
 
 
+@pytest.mark.parametrize("change", ["mode: role", "another role", "removed"])
+def test_a_run_keeps_the_role_that_it_began_with_whatever_is_declared_meanwhile(
+    ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str], change: str
+) -> None:
+    run, door = under_way(ledger, engine, groups)
+    declared = paths.PIPELINES / "vended.yml"
+    if change == "removed":
+        declared.unlink()
+    else:
+        vended = DECLARED.splitlines()[-1]
+        other = "credentials: {mode: role}" if change == "mode: role" else vended.replace("role/arxlive", "role/other")
+        declared.write_text(DECLARED.replace(vended, other))
+    token = (door / "token").read_text()
+    assert get(door, token)[0] == 200
+    killed = standpiped.runs.pop(run)
+    killed.closed = True
+    killed.socket.shutdown(socket.SHUT_RDWR)
+    standpiped.take_up()
+    assert get(door, token)[0] == 200
+    assert standpiped.runs[run].role_arn == ROLE
+    assert (door / service.DECLARED).stat().st_mode & 0o777 == 0o400
+    killed.server_close()
+
+
 def test_the_relay_waits_for_a_service_that_is_being_restarted(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("any")
     (tmp_path / "vended").touch()

@@ -42,6 +42,7 @@ LOOK_EVERY = 2  # seconds between two looks at which runs have ended
 CONNECTIONS = 256  # at a time, through one socket
 IDLE = 60  # seconds for which a connection may say nothing
 VENDED = "vended"  # a file that says so to the container: only then are AWS's SDKs to ask here
+DECLARED = "pipeline.json"  # a file, root's alone: the declaration by which a run began
 RUN_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -65,6 +66,7 @@ class Door(ThreadingMixIn, UnixStreamServer):
     def __init__(self, directory: Path, pipeline: Pipeline, run: str | None, engine: Engine, teller: Teller) -> None:
         """Open it; a directory that is there already keeps its token, since a container may have it mounted."""
         self.directory, self.pipeline, self.run = directory, pipeline.name, run
+        self.role_arn = pipeline.credentials.role_arn  # a run keeps it, whatever becomes of the declaration
         self.engine, self.teller = engine, teller
         self.container: str | None = None  # the id of the run's container, once that was seen
         self.closed = False
@@ -76,11 +78,10 @@ class Door(ThreadingMixIn, UnixStreamServer):
         directory.mkdir(mode=0o755, exist_ok=True)
         directory.chmod(0o755)  # the directory above it is root's alone; the container's user must pass this one
         token = directory / "token"
+        if run is not None:
+            note(directory / DECLARED, pipeline.model_dump_json(), 0o400)
         if not token.exists():
-            unfinished = directory / ".token"
-            unfinished.write_text(secrets.token_urlsafe(32))
-            unfinished.chmod(0o444)
-            unfinished.rename(token)
+            note(token, secrets.token_urlsafe(32), 0o444)
         self.token = token.read_text()
         if pipeline.credentials.mode == "vended":
             (directory / VENDED).touch()
@@ -157,11 +158,10 @@ class Door(ThreadingMixIn, UnixStreamServer):
             raise Refused(403, "a container that was started by hand gets no credentials: standpipe run gives them")
         self.require_own(asking)
         self.require_token(token)
-        pipeline = configuration.load(self.pipeline)
-        if pipeline.credentials.role_arn is None:
+        if self.role_arn is None:
             raise Refused(403, "the pipeline is not declared with vended credentials")
         if self._vendor is None:
-            self._vendor = Vendor(pipeline.credentials.role_arn, session_name(self.pipeline, self.run))
+            self._vendor = Vendor(self.role_arn, session_name(self.pipeline, self.run))
         return self._vendor.vend().as_answer()
 
     def require_token(self, token: str) -> None:
@@ -194,6 +194,24 @@ class Door(ThreadingMixIn, UnixStreamServer):
             self.container = found.id if found else None
         if self.container is None or self.container not in CONTAINER_ID.findall(groups_of(asking)):
             raise Refused(403, f"the process that asks ({asking}) is not in the run's container")
+
+
+def note(path: Path, text: str, mode: int) -> None:
+    """Write a file of a door's directory, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    unfinished.write_text(text)
+    unfinished.chmod(mode)
+    unfinished.rename(path)
+
+
+def begun_by(directory: Path) -> Pipeline | None:
+    """Return the declaration by which a run began; None where none is there that this program can read."""
+    try:
+        return Pipeline.model_validate_json((directory / DECLARED).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def groups_of(process: int) -> str:
@@ -280,7 +298,7 @@ class Service:
         """Open a run's door. Raises StandpipeError where the pipeline is not known."""
         if not RUN_ID.fullmatch(run):
             raise CredentialsRefused(f"{run!r} is no run")
-        pipeline = configuration.load(name)
+        pipeline = begun_by(paths.RUN_SOCKETS / run) or configuration.load(name)
         with self._lock:
             if run not in self.runs:
                 self.runs[run] = Door(paths.RUN_SOCKETS / run, pipeline, run, self.engine, self.teller)
