@@ -161,6 +161,38 @@ def test_sts_is_asked_once_however_often_a_run_asks(
     assert len({answer["AccessKeyId"] for _, answer in answers}) == 1
 
 
+def test_keys_that_are_good_are_handed_out_while_sts_is_silent(
+    host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [datetime(2026, 11, 23, 3, tzinfo=UTC)]
+    asked: list[datetime] = []
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return now[0]
+
+    def assume(*_arguments: str) -> credentials.Issued:
+        asked.append(now[0])
+        if len(asked) > 1:
+            raise CredentialsUnavailable("STS does not answer: nothing is known of it")
+        return credentials.Issued("AKIATESTONLY", SECRET, "token", now[0] + timedelta(minutes=15), ROLE)
+
+    monkeypatch.setattr(credentials, "datetime", Clock)
+    monkeypatch.setattr(credentials, "assume", assume)
+    vendor = credentials.Vendor(ROLE, "vended.run")
+    first = vendor.vend()
+    now[0] += timedelta(minutes=6)
+    assert vendor.vend() is first
+    assert "<4>vended.run: STS does not answer" in capsys.readouterr().err
+    now[0] += timedelta(seconds=20)
+    assert vendor.vend() is first
+    assert len(asked) == 2
+    now[0] += timedelta(minutes=9)
+    with pytest.raises(CredentialsUnavailable):
+        vendor.vend()
+
+
 @pytest.mark.parametrize("token", [None, "", "guessed"])
 def test_a_wrong_token_is_refused_and_told(
     ledger: Ledger,
@@ -204,8 +236,12 @@ def test_a_container_started_by_hand_is_refused_and_told(
     assert "<4>vended, started by hand: refused" in capsys.readouterr().err
 
 
-def test_a_door_is_closed_once_its_run_is_settled_and_a_connection_that_stands_is_cut(
-    ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str]
+def test_a_door_is_closed_once_its_run_is_settled_and_a_connection_that_stands_is_cut_and_told(
+    ledger: Ledger,
+    engine: ProcessEngine,
+    standpiped: service.Service,
+    groups: dict[int, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, door = under_way(ledger, engine, groups)
     token = (door / "token").read_text()
@@ -217,9 +253,38 @@ def test_a_door_is_closed_once_its_run_is_settled_and_a_connection_that_stands_i
     runner.conclude(ledger, run, "vended", "succeeded", exit_code=0)
     assert not door.exists()
     assert connection.sock.recv(1) == b""  # the end
+    assert f"<4>vended run {run}: refused: a connection that stood at its end" in capsys.readouterr().err
     with pytest.raises(OSError, match=r"refused|No such file"):
         get(door, token)
     connection.close()
+
+
+def test_a_call_that_comes_while_a_door_closes_is_told(
+    ledger: Ledger,
+    engine: ProcessEngine,
+    standpiped: service.Service,
+    groups: dict[int, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, door = under_way(ledger, engine, groups)
+    standpiped.runs[run].closed = True
+    with socket.socket(socket.AF_UNIX) as late:
+        late.connect(str(door / "socket"))
+        assert late.recv(1) == b""
+    assert f"<4>vended run {run}: refused: a call after its end" in capsys.readouterr().err
+
+
+def test_a_door_that_nobody_holds_is_closed_without_a_word(
+    ledger: Ledger,
+    engine: ProcessEngine,
+    standpiped: service.Service,
+    groups: dict[int, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, door = under_way(ledger, engine, groups)
+    assert get(door, (door / "token").read_text())[0] == 200
+    standpiped.close(run)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("end", ["its container has ended", "its record is settled"])

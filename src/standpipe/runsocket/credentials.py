@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from standpipe import paths
 from standpipe.errors import CredentialsRefused, CredentialsUnavailable
 from standpipe.pipeline import Pipeline
+from standpipe.runsocket.journal import warn
 from standpipe.scan.secrets import Detector
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LIFETIME = 900  # seconds; the shortest that STS grants
 SERVED_FOR = timedelta(seconds=300)  # how long an answer is handed out again: the SDKs renew what has 10 minutes left
 ANYWHERE = "us-east-1"  # where STS is asked when nothing names a region
+AGAIN_AFTER = timedelta(seconds=30)  # how long an STS that does not answer is left alone, while keys are good
 CONNECT_WITHIN, ANSWER_WITHIN = 3, 5  # seconds
 TRUSTED = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -73,15 +75,26 @@ class Vendor:
         self._session_name = session_name
         self._lock = Lock()
         self._issued: Issued | None = None
-        self._issued_at = datetime.min.replace(tzinfo=UTC)
+        self._asked_at = datetime.min.replace(tzinfo=UTC)
+        self._serves_for = SERVED_FOR
 
     def vend(self) -> Issued:
-        """Return credentials with at least ten minutes left. Raises CredentialsRefused."""
+        """Return credentials with ten minutes left, or as many as there are while STS is silent.
+
+        Raises CredentialsRefused.
+        """
         with self._lock:
             now = datetime.now(UTC)
-            if self._issued is None or now - self._issued_at > SERVED_FOR or now < self._issued_at:
-                self._issued = assume(self._role_arn, self._session_name)
-                self._issued_at = now
+            is_due = not timedelta(0) <= now - self._asked_at <= self._serves_for
+            if self._issued is None or is_due or now >= self._issued.expires_at:
+                try:
+                    self._issued, self._serves_for = assume(self._role_arn, self._session_name), SERVED_FOR
+                except CredentialsUnavailable as error:
+                    if self._issued is None or now >= self._issued.expires_at:
+                        raise
+                    warn(f"{self._session_name}: {error}; it is given the keys from before, until they expire")
+                    self._serves_for = AGAIN_AFTER
+                self._asked_at = now
             return self._issued
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import select
 import shutil
 import socket
 import struct
@@ -104,6 +105,7 @@ class Door(ThreadingMixIn, UnixStreamServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, and no more of them than are bearable."""
         if self.closed:
+            warn(f"{self.name}: refused: a call after its end")
             self.shutdown_request(request)
             return
         if not self._free.acquire(blocking=False):
@@ -147,6 +149,8 @@ class Door(ThreadingMixIn, UnixStreamServer):
         shutil.rmtree(self.directory, ignore_errors=True)
         with self._lock:
             for connection in self._open:
+                if is_held(connection):
+                    warn(f"{self.name}: refused: a connection that stood at its end")
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -212,6 +216,16 @@ def begun_by(directory: Path) -> Pipeline | None:
         return Pipeline.model_validate_json((directory / DECLARED).read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def is_held(connection: socket.socket) -> bool:
+    """Say whether the other end of a connection is still there."""
+    ends = select.poll()
+    try:
+        ends.register(connection, select.POLLRDHUP)
+    except ValueError:  # closed on this side
+        return False
+    return not ends.poll(0)
 
 
 def groups_of(process: int) -> str:
