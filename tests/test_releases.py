@@ -11,7 +11,9 @@ from standpipe import cli, paths, releases
 from standpipe.errors import ConfigurationError, UsageError
 
 
-def put_in_service(image: str, schedule: str | None = "0 3 * * *", name: str = "arxlive") -> str:
+def put_in_service(
+    image: str, schedule: str | None = "0 3 * * *", name: str = "arxlive", credentials: str = "role"
+) -> str:
     """Do what site.yml does, to its last step; return the release's name."""
     docker = paths.compose_file(name).parent
     docker.mkdir(parents=True, exist_ok=True)
@@ -19,7 +21,7 @@ def put_in_service(image: str, schedule: str | None = "0 3 * * *", name: str = "
     (docker / ".env").write_text(f"STANDPIPE_IMAGE={image}\n")
     (docker / "docker-compose.yml").write_text("services: {}\n")
     (docker / "Dockerfile").write_text(f"# {image}\n")
-    (paths.PIPELINES / f"{name}.yml").write_text(declared(schedule, name))
+    (paths.PIPELINES / f"{name}.yml").write_text(declared(schedule, name, credentials))
     cron = paths.CRON / f"standpipe-{name}"
     cron.unlink(missing_ok=True)
     if schedule:
@@ -28,14 +30,14 @@ def put_in_service(image: str, schedule: str | None = "0 3 * * *", name: str = "
     return releases.name_of(name)
 
 
-def declared(schedule: str | None, name: str) -> str:
+def declared(schedule: str | None, name: str, credentials: str) -> str:
     return json.dumps(
         {
             "name": name,
             "source": {"repo": "https://git.example.org/a.git", "commit": "c" * 40},
             "task": {"module": "m", "name": "T"},
             "schedule": {"cron": schedule} if schedule else None,
-            "credentials": {"mode": "role"},
+            "credentials": {"mode": credentials},
         }
     )
 
@@ -118,6 +120,21 @@ def test_nothing_changes_where_the_image_is_gone_or_there_is_nothing(host: Path)
     with pytest.raises(UsageError, match="no release"):
         back("000000000000")
     assert serving()[0] == "i:2"
+
+
+def test_a_release_whose_keys_have_gone_is_not_gone_back_to(host: Path) -> None:
+    put_in_service("i:1", credentials="file")
+    put_in_service("i:2")
+    with pytest.raises(ConfigurationError, match=r"arxlive, which is not on this host.*run site.yml"):
+        back()
+    (paths.CREDENTIALS / "arxlive").mkdir(parents=True)  # as Docker leaves it
+    with pytest.raises(ConfigurationError, match="not on this host"):
+        back()
+    assert (serving()[0], [release.rolled_back for release in releases.kept("arxlive")]) == ("i:2", [False, False])
+    (paths.CREDENTIALS / "arxlive").rmdir()
+    (paths.CREDENTIALS / "arxlive").write_text("[default]\n")
+    back()
+    assert serving()[0] == "i:1"
 
 
 def test_as_many_are_kept_as_images(host: Path) -> None:

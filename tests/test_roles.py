@@ -60,6 +60,12 @@ def test_no_role_reads_another_s_variables(role: Path) -> None:
     assert sorted(name for name in foreign if name in text) == []
 
 
+def test_docker_makes_nothing_in_the_place_of_a_credentials_file() -> None:
+    volumes = load(REPOSITORY / "docker/docker-compose.yml")["services"]["luigi"]["volumes"]
+    mounts = [volume for volume in volumes if "STANDPIPE_AWS_CREDENTIALS" in str(volume)]
+    assert [mount["bind"]["create_host_path"] for mount in mounts] == [False]
+
+
 def test_the_page_of_variables_is_what_the_roles_say() -> None:
     made = subprocess.run(
         [sys.executable, REPOSITORY / "docs/generate-variables"], capture_output=True, text=True, check=True

@@ -186,14 +186,16 @@ def look_at_pipeline(engine: Engine, name: str) -> Iterator[Finding]:
 def look_at_credentials(pipeline: Pipeline) -> Iterator[Finding]:
     """See that a credentials file is nobody else's to read; ask AWS who the pipeline is, and for how long."""
     subject, mode = f"pipeline {pipeline.name}", pipeline.credentials.mode
+    path = paths.CREDENTIALS / pipeline.name
     if mode == "file":
-        path = paths.CREDENTIALS / pipeline.name
         if not path.is_file():
             yield Finding(subject, f"{path} is missing", "run site.yml on this host")
             return
         if path.stat().st_mode & 0o077:
             yield Finding(subject, f"{path} can be read by others", f"chmod 0400 {path}")
     try:
+        if mode == "file" and not is_readable_by_containers(path, pipeline.name):
+            yield Finding(subject, f"{path} cannot be read by its containers", "run site.yml on this host")
         if not configuration.settings().check_credentials:
             yield Finding(subject, f"credentials: {mode}")
             return
@@ -205,6 +207,15 @@ def look_at_credentials(pipeline: Pipeline) -> Iterator[Finding]:
         return
     told = f"{identity.arn}; it expires {identity.expires}" if identity.arn else identity.expires
     yield Finding(subject, f"credentials: {mode}: {told}")
+
+
+def is_readable_by_containers(path: Path, pipeline: str) -> bool:
+    """Say whether a file is for the account that the pipeline's containers run as, and the owner may read it."""
+    account, _, _ = configuration.setting(paths.compose_file(pipeline).with_name(".env"), "STANDPIPE_USER").partition(
+        ":"
+    )
+    status = path.stat()
+    return bool(status.st_mode & 0o400) and str(status.st_uid) == account
 
 
 def look_at_unfinished() -> Iterator[Finding]:

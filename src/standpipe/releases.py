@@ -118,9 +118,16 @@ def roll_back(pipeline: str, has_image: Callable[[str], bool], to: str | None = 
         raise ConfigurationError(
             f"{pipeline} cannot go back to {target.name}: its image {target.image} is no longer on this host"
         )
+    place = directory(pipeline) / target.name
+    declared = configuration.read(place / (paths.PIPELINES / f"{pipeline}.yml").relative_to(paths.ROOT))
+    key = paths.CREDENTIALS / pipeline
+    if declared.get("credentials", {}).get("mode") == "file" and not key.is_file():
+        raise ConfigurationError(
+            f"{pipeline} cannot go back to {target.name}: its containers read {key}, which is not on this host,"
+            " and keys are no part of a release. Declare credentials: {mode: file} again, and run site.yml"
+        )
     if any(release.name == serving for release in found) and not target.rolled_back:
         (directory(pipeline) / serving / ROLLED_BACK).touch()
-    place = directory(pipeline) / target.name
     for path in files(pipeline):
         put(place / path.relative_to(paths.ROOT), path)
     (place / ROLLED_BACK).unlink(missing_ok=True)

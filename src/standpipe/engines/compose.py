@@ -55,6 +55,7 @@ BAD_COMPOSE_FILE = (
     "validating ",
     "additional propert",
     "interpolation format",
+    "bind source path does not exist",
 )
 
 
