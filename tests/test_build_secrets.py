@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from standpipe import build_secrets
 from standpipe.build_secrets import BuildSecrets
 from standpipe.errors import ConfigurationError
 
+FILTERS = Path(__file__).parents[1] / "roles/pipeline/filter_plugins/build_secrets.py"
 SECRETS = BuildSecrets(
     netrc="machine git.example.org login me password hunter2-and-more",
     ssh_key="-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\n-----END OPENSSH PRIVATE KEY-----\n",
@@ -81,6 +83,13 @@ def test_a_build_that_failed_in_no_step_tells_its_end() -> None:
 def test_a_step_that_said_nothing_is_told_by_its_summary() -> None:
     said = f"{HEADING}#8 ERROR: process did not complete successfully: exit code: 1\n{SUMMARY}"
     assert "[packages 2/2] RUN sh /run/install-packages" in build_secrets.failure(said, SECRETS)
+
+
+def test_what_a_scan_could_not_look_into_is_told_of_its_pipeline() -> None:
+    unseen = runpy.run_path(str(FILTERS))["unseen"]
+    said = "layer 1 of 2 > a.zst: could not be looked into: zstd\nsomething else\n"
+    results = [{"item": {"name": "a"}, "rc": 0, "stderr": said}, {"item": {"name": "b"}, "skipped": True}]
+    assert unseen(results) == ["pipeline 'a': layer 1 of 2 > a.zst: could not be looked into: zstd"]
 
 
 def test_short_passwords_are_masked_too() -> None:

@@ -219,6 +219,27 @@ def test_an_archive_that_cannot_be_opened_is_looked_at_as_it_is_and_told(damaged
     assert {closed.place for closed in found.closed} >= {"layer 2 of 2 (RUN) > a", "layer 2 of 2 (RUN) > b.zst"}
 
 
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (b"\x28\xb5\x2f\xfd" + b"x" * 600, "zstd"),
+        (gzip.compress(tar({"a": b"1"}))[:-20], "damaged (EOFError)"),
+        (b"lz4, for all that is known", "no archive that is known here"),
+        (gzip.compress(b"no layer"), "no archive that is known here"),
+    ],
+)
+def test_a_layer_that_cannot_be_looked_into_is_a_finding(layer: bytes, told: str) -> None:
+    found = scanned(image(layer=layer))
+    assert [tuple(finding) for finding in found.findings] == [
+        ("layer 2 of 2 (RUN)", f"it could not be looked into: {told}")
+    ]
+
+
+@pytest.mark.parametrize("layer", [tar({}), gzip.compress(tar({})), gzip.compress(tar({"a": b"1"}))])
+def test_a_layer_that_is_empty_or_compressed_is_none(layer: bytes) -> None:
+    assert not scanned(image(layer=layer)).findings
+
+
 def test_archives_without_end_are_left_and_told() -> None:
     deep = CANARY
     for _ in range(30):
@@ -250,4 +271,7 @@ def test_the_command_says_where_and_not_which(
     assert cli.main([*command, "--accept", "*/file"]) == 0
     (tmp_path / "file").write_bytes(b"nothing")
     assert cli.main(command) == 0
+    told = capsys.readouterr()
+    assert "no secret found (1 values were known)" in told.out
+    assert told.err.endswith("of the values that are known, 1 shorter than 8 bytes could not be looked for\n")
     assert cli.main(["scan", "--files", str(tmp_path / "none")]) == 2

@@ -866,7 +866,7 @@ def call_scan(arguments: argparse.Namespace) -> int:
     from standpipe import configuration, paths
     from standpipe.engines.compose import ComposeEngine
     from standpipe.scan.image import scan_files, scan_image
-    from standpipe.scan.secrets import Detector
+    from standpipe.scan.secrets import SHORTEST, Detector
 
     known = {value.encode() for value in configuration.all_credentials()}
     if arguments.known:
@@ -875,11 +875,12 @@ def call_scan(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"--known {arguments.known} cannot be read: {error.strerror}") from None
         known |= set(text.splitlines())
+    detector = Detector(known)
     clean = None
     if arguments.files:
         if not os.access(arguments.files, os.R_OK):
             raise UsageError(f"--files {arguments.files} is not there, or cannot be read")
-        scanned = scan_files(Path(arguments.files), Detector(known))
+        scanned = scan_files(Path(arguments.files), detector)
     else:
         engine = ComposeEngine()
         image = engine.image_id(arguments.image)
@@ -888,7 +889,7 @@ def call_scan(arguments: argparse.Namespace) -> int:
         if clean and clean.exists() and not arguments.json:
             print(f"{arguments.image} was looked through already, and no secret found")
             return 0
-        scanned = scan_image(shown(engine.saved(image)), Detector(known))
+        scanned = scan_image(shown(engine.saved(image)), detector)
     findings = [found for found in scanned.findings if not any(fnmatchcase(found.place, a) for a in arguments.accept)]
     if arguments.json:
         parts = {"findings": findings, "closed": scanned.closed}
@@ -899,8 +900,11 @@ def call_scan(arguments: argparse.Namespace) -> int:
             print(f"{finding.place}: {finding.what}")
         for finding in scanned.closed:
             print(f"{finding.place}: could not be looked into: {finding.what}", file=sys.stderr)
+        if detector.left_out:
+            short = f"{detector.left_out} shorter than {SHORTEST} bytes could not be looked for"
+            print(f"of the values that are known, {short}", file=sys.stderr)
         if not findings:
-            print(f"no secret found ({len(known)} values were known)")
+            print(f"no secret found ({detector.known} values were known)")
     if clean and not findings:
         clean.parent.mkdir(parents=True, exist_ok=True)
         clean.touch()

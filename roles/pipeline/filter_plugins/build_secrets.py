@@ -25,6 +25,12 @@ def failures(results: list[dict[str, Any]], given: dict[str, Any]) -> list[str]:
     return told
 
 
+def unseen(results: list[dict[str, Any]]) -> list[str]:
+    """Return what scans say that they could not look into, or for: the scan has masked it."""
+    said = ((result["item"]["name"], str(result.get("stderr") or "").splitlines()) for result in results)
+    return [f"pipeline '{name}': {line}" for name, lines in said for line in lines if "could not be looked" in line]
+
+
 def values(given: dict[str, Any]) -> list[str]:
     """Return what is secret in the secrets of one build."""
     return sorted(build_secrets.read({"": given})[""].values())
@@ -35,4 +41,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name them."""
-        return {"pipeline_failures": failures, "pipeline_secret_values": values}
+        return {"pipeline_failures": failures, "pipeline_secret_values": values, "pipeline_unseen": unseen}

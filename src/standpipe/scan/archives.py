@@ -23,6 +23,7 @@ LARGEST = 20_000_000_000  # bytes that one outer archive may unpack to
 
 Opener = Callable[..., Any]
 COMPRESSED: dict[bytes, Opener] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+EMPTY_TAR = b"\0" * tarfile.BLOCKSIZE
 ZIP = b"PK\x03\x04"
 CLOSED = {b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
 DAMAGED = (
@@ -42,9 +43,13 @@ See = Callable[[Place, Iterator[bytes]], None]
 
 @dataclass
 class Walk:
-    """Shows every file of an archive to `see`, with its place, in pieces; notes what cannot be opened in `closed`."""
+    """Shows every file of an archive to `see`, with its place, in pieces.
+
+    Notes what cannot be opened in `closed`, and the tar archives that it has walked through in `walked`.
+    """
 
     see: See
+    walked: set[Place] = field(default_factory=set)
     closed: dict[Place, str] = field(default_factory=dict)
     unpacked: int = 0
 
@@ -57,6 +62,9 @@ class Walk:
                 content = archive.extractfile(member) if member.isreg() else None
                 if content:
                     self.file(content, (*place, member.name))
+                elif not place:
+                    self.walked.add((member.name,))  # a link: what it leads to has a name of its own
+        self.walked.add(place)
 
     def directory(self, top: Path) -> None:
         """Walk through the files below a directory."""
@@ -74,6 +82,8 @@ class Walk:
                 self.closed[place] = name
         if not (opens or head.startswith(ZIP) or is_tar(head)):
             self.see(place, self._pieces(head, content))
+            if head == EMPTY_TAR:
+                self.walked.add(place)
             return
         if len(place) > DEEPEST:
             self.closed[place] = "an archive in too many others"

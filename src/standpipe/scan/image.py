@@ -91,6 +91,9 @@ def scan_image(saved: Iterable[bytes], detector: Detector) -> Scanned:
         for number, layer in enumerate(manifest["Layers"]):
             by = instruction(steps[number].get("created_by") or "") if len(steps) == len(manifest["Layers"]) else ""
             names.setdefault(layer, f"layer {number + 1} of {len(manifest['Layers'])}{by}")
+            if walk.walked.isdisjoint({(layer,), (layer, "")}):
+                why = walk.closed.get((layer,)) or walk.closed.get((layer, "")) or "no archive that is known here"
+                findings.add(((layer,), f"it could not be looked into: {why}"))
     return told(findings, walk.closed, detector, names)
 
 

@@ -109,8 +109,10 @@ class Detector:
 
     def __init__(self, known: Iterable[bytes] = ()) -> None:
         """Take the known values; those shorter than SHORTEST are left out."""
-        values = {value.strip() for value in known}
-        self._forms = [form for value in sorted(values) if len(value) >= SHORTEST for form in forms(value)]
+        values = {value.strip() for value in known} - {b""}
+        kept = sorted(value for value in values if len(value) >= SHORTEST)
+        self.known, self.left_out = len(kept), len(values) - len(kept)
+        self._forms = [form for value in kept for form in forms(value)]
 
     def in_file(self, name: str, chunks: Iterable[bytes]) -> set[str]:
         """Return what is found in a file of that name (a path, as far as it is known)."""
