@@ -11,6 +11,7 @@ import lzma
 import secrets
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,10 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda value: gzip.compress(b"x" + value),
     "bzip2": lambda value: bz2.compress(value),
     "xz": lambda value: lzma.compress(value),
+    "zlib": lambda value: zlib.compress(b"x" * 9_000_000 + value),
+    "an object of git's": lambda value: zlib.compress(b"blob 99\0" + value, 1),
+    "behind what zlib compressed": lambda value: zlib.compress(b"1") + value,
+    "what only begins like zlib": lambda value: b"x^2 + " + value,
     "gzip in gzip": lambda value: gzip.compress(gzip.compress(value)),
     "base64 in gzip": lambda value: gzip.compress(base64.b64encode(value)),
     "tar": lambda value: tar({"a": value}),
@@ -156,6 +161,14 @@ LOOKS: dict[str, bytes] = {
     "root/.npmrc": b"//npm.example.org/:_authToken=verysecret",
     "root/.pgpass": b"db:5432:app:u:verysecret",
     "app/.env": b"DATABASE_PASSWORD=verysecret",
+    "app/.env.production": b"DATABASE_PASSWORD=verysecret",
+    "app/.env.local": b"INDEX=https://u:verysecret@pypi.example.org/simple",
+    "app/prod.env": b"export API_TOKEN=verysecret",
+    "root/.config/git/credentials": b"https://u:verysecret@git.example.org",
+    "app/deploy.sh": b"export AWS_SECRET_ACCESS_KEY=" + base64.b64encode(secrets.token_bytes(30)),
+    "app/answer.json": b'{"SecretAccessKey": "' + base64.b64encode(secrets.token_bytes(30)) + b'"}',
+    "app/told.log": b'{\\"secretAccessKey\\": \\"' + base64.b64encode(secrets.token_bytes(30)) + b'\\"}',
+    "app/answer.xml": b"<SecretAccessKey>" + base64.b64encode(secrets.token_bytes(30)) + b"</SecretAccessKey>",
     "app/token.txt": b"ghp_" + b"a1" * 18,
     "app/token2.txt": b"glpat-" + b"a1" * 10,
     "app/token3.txt": b"pypi-AgE" + b"a1" * 40,
@@ -195,6 +208,9 @@ def test_a_secret_in_the_configuration_or_the_history_is_found(kind: str) -> Non
 def test_an_image_without_a_secret_is_clean() -> None:
     clean = {
         "app/docs.md": b"export AWS_SECRET_ACCESS_KEY=your-key; https://user:pass@host/; password: x",
+        "app/examples.py": b"'SecretAccessKey': 'wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY'",
+        "app/.env.example": b"DATABASE_PASSWORD=choose-one",
+        "app/sample.env": b"DATABASE_PASSWORD=choose-one",
         "root/.netrc": b"# none",
         "etc/pip.conf": b"[global]\nindex-url = https://${USER}:${TOKEN}@pypi.example.org/simple",
         "lib/gnutls.so": b"\x7fELF\x02" + KEY,  # a library's self-tests
@@ -214,9 +230,11 @@ def test_an_image_without_a_secret_is_clean() -> None:
     "damaged", [b"PK\x03\x04" + b"x" * 600, gzip.compress(b"1" * 9999)[:50], b"BZh9" + b"\0" * 600]
 )
 def test_an_archive_that_cannot_be_opened_is_looked_at_as_it_is_and_told(damaged: bytes) -> None:
-    found = scanned(image({"a": damaged + CANARY, "b.zst": b"\x28\xb5\x2f\xfd" + CANARY}))
-    assert set(places(found)) == {"layer 2 of 2 (RUN) > a", "layer 2 of 2 (RUN) > b.zst"}
-    assert {closed.place for closed in found.closed} >= {"layer 2 of 2 (RUN) > a", "layer 2 of 2 (RUN) > b.zst"}
+    found = scanned(
+        image({"a": damaged + CANARY, "b.zst": b"\x28\xb5\x2f\xfd" + CANARY, "c.pack": b"PACK\0\0\0\2" + CANARY})
+    )
+    assert set(places(found)) == {f"layer 2 of 2 (RUN) > {name}" for name in ("a", "b.zst", "c.pack")}
+    assert {closed.place for closed in found.closed} >= set(places(found))
 
 
 @pytest.mark.parametrize(

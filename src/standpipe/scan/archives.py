@@ -10,9 +10,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,11 +22,55 @@ IN_MEMORY = 32_000_000  # bytes of an inner archive; a larger one goes to disk m
 DEEPEST = 8  # archives in one another
 LARGEST = 20_000_000_000  # bytes that one outer archive may unpack to
 
+
+class Stream(RawIOBase):
+    """A file of what comes in pieces."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        """Begin with the first piece."""
+        self._pieces = iter(pieces)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Give what is there."""
+        self._rest = self._rest or next(self._pieces, b"")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+def inflated(file: IO[bytes]) -> BufferedReader:
+    """Open a file that is compressed as git's objects are, without a header."""
+
+    def pieces() -> Iterator[bytes]:
+        inflating = zlib.decompressobj()
+        while not inflating.eof:
+            packed = inflating.unconsumed_tail or file.read(CHUNK)
+            plain = inflating.decompress(packed, CHUNK)
+            if plain:
+                yield plain
+            elif not packed:
+                raise EOFError
+        if inflating.unused_data or file.read(1):
+            raise zlib.error("something follows")
+
+    return BufferedReader(Stream(pieces()))
+
+
 Opener = Callable[..., Any]
 COMPRESSED: dict[bytes, Opener] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 EMPTY_TAR = b"\0" * tarfile.BLOCKSIZE
 ZIP = b"PK\x03\x04"
-CLOSED = {b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
+CLOSED = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+    b"PACK\0\0\0": "a pack of git's",
+}
 DAMAGED = (
     OSError,
     EOFError,
@@ -77,6 +122,8 @@ class Walk:
         """Look at a file, and into it where it is an archive."""
         head = content.read(512)
         opens = next((opens for magic, opens in COMPRESSED.items() if head.startswith(magic)), None)
+        if opens is None and is_deflated(head):
+            opens = inflated
         for magic, name in CLOSED.items():
             if head.startswith(magic):
                 self.closed[place] = name
@@ -123,6 +170,13 @@ class Walk:
             if self.unpacked > LARGEST:
                 raise ValueError(f"it unpacks to more than {LARGEST / 1e9:.0f} GB")
             yield piece
+
+
+def is_deflated(head: bytes) -> bool:
+    """Say whether a file begins as one that zlib has compressed does: with its two bytes, and what they promise."""
+    with suppress(zlib.error):
+        return head[:1] == b"\x78" and bool(zlib.decompressobj().decompress(head))
+    return False
 
 
 def is_tar(head: bytes) -> bool:

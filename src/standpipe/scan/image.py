@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from standpipe.scan.archives import Place, Walk
+from standpipe.scan.archives import Place, Stream, Walk
 from standpipe.scan.secrets import Detector
 
 DOCUMENT = 4_000_000  # bytes; a larger file is no manifest and no configuration
@@ -27,26 +27,6 @@ class Scanned(NamedTuple):
 
     findings: list[Finding]
     closed: list[Finding]
-
-
-class Stream(RawIOBase):
-    """A file of what comes in pieces."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        """Begin with the first piece."""
-        self._pieces = iter(pieces)
-        self._rest = b""
-
-    def readable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Give what is there."""
-        self._rest = self._rest or next(self._pieces, b"")
-        count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
-        return count
 
 
 def scan_files(top: Path, detector: Detector) -> Scanned:

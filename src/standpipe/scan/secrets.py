@@ -29,10 +29,15 @@ class Looks(NamedTuple):
 ANYWHERE = (
     Looks(b"AKIA", re.compile(rb"(?<![A-Z0-9])AKIA(?!.{9}EXAM)[A-Z2-7]{16}(?![A-Z0-9])"), "an AWS access key"),
     Looks(b"ASIA", re.compile(rb"(?<![A-Z0-9])ASIA(?!.{9}EXAM)[A-Z2-7]{16}(?![A-Z0-9])"), "a temporary AWS access key"),
-    Looks(
-        b"aws_secret_access_key",
-        re.compile(rb"aws_secret_access_key[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"),
-        "an AWS secret key",
+    *(
+        Looks(
+            name,
+            re.compile(
+                name + rb"\\?[\"']?\s*[=:>]\s*\\?[\"']?(?![A-Za-z0-9/+]*EXAMPLE)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
+            ),
+            "an AWS secret key",
+        )
+        for name in (b"aws_secret_access_key", b"AWS_SECRET_ACCESS_KEY", b"SecretAccessKey", b"secretAccessKey")
     ),
     Looks(
         b"PRIVATE KEY-----",
@@ -53,15 +58,17 @@ NAMED = re.compile(
     rb"(?i)\b\w*(?:passw(?:or)?d|passphrase|secret|token|api_?key|access_key|private_key|credential)\w*=(?![$<{*])[^\s\"',]+"
 )
 
-# In files that are known by their names; documentation has such lines too.
+# In files that are known by their names; documentation has such lines too, and so have examples of such files.
+VARIABLES = r"(?!.*(?:example|sample|template|dist))(?:\.env|\.envrc|\.env\.[^/]+|[^/]+\.env)"
 IN_FILES = (
     (r"[._]netrc", re.compile(rb"(?i)\bpassword\s+\S+"), "a password"),
-    (r"\.git-credentials|\.gitconfig|FETCH_HEAD", ADDRESS, "a password in an address"),
+    (r"\.git-credentials|\.config/git/credentials|\.gitconfig|FETCH_HEAD", ADDRESS, "a password in an address"),
     (r"\.git/config|\.git/modules/.*/config", ADDRESS, "a password in an address"),
-    (r"pip\.(conf|ini)|uv\.toml|\.condarc|\.env|\.envrc", ADDRESS, "a password in an address"),
+    (r"pip\.(conf|ini)|uv\.toml|\.condarc", ADDRESS, "a password in an address"),
+    (VARIABLES, ADDRESS, "a password in an address"),
     (r"requirements[^/]*\.(txt|in)|pyproject\.toml|Pipfile|direct_url\.json", ADDRESS, "a password in an address"),
     (r"sources\.list|[^/]+\.sources|sources\.list\.d/.*", ADDRESS, "a password in an address"),
-    (r"\.env|\.envrc", NAMED, "a variable that is named like a secret"),
+    (VARIABLES, NAMED, "a variable that is named like a secret"),
     (r"auth\.conf|auth\.conf\.d/.*", re.compile(rb"\bpassword\s+\S+"), "a password"),
     (r"\.docker/config\.json|\.dockercfg", re.compile(rb'"auth"\s*:\s*"[^"]+"'), "a login of a registry"),
     (r"\.pypirc", re.compile(rb"(?m)^\s*password\s*[:=]\s*\S+"), "a password of a package index"),
