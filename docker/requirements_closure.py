@@ -20,7 +20,11 @@ LOCKS = {
     "pyproject.toml": "uv pip compile pyproject.toml --generate-hashes --output-file requirements.txt",
 }
 WHERE = r"^\s*(?:(?:-e|--editable)[ =]?\s*)?(?:[^\s@/:]+\s*@\s*)?"
-LOCAL = re.compile(WHERE + r"(?:\.\s*$|file:|[^\s:@#;=-][^\s:@#;=]*/|/)")
+LOCAL = re.compile(WHERE + r"(?:\.\.?(?:\[[^\]]*\])?\s*(?:$|[;#])|file:|[^\s:@#;=-][^\s:@#;=]*/|/)")
+# What pip does not find in a place that is not there, it takes from the public index without a word.
+PLACE = re.compile(
+    r"(?:^|\s)(-f|--find-links|-i|--index-url|--extra-index-url)(?:[ =]\s*|(?<=-[fi]))(?!https?://|\$\{)(?=[^\s=])"
+)
 REPOSITORY = re.compile(WHERE + r"(?:git|hg|svn|bzr)\+")
 
 
@@ -48,6 +52,12 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if LOCAL.match(line):
             sys.exit(f"requirements: {requirements}:{number} installs from a local path: {line}")
+        place = PLACE.search(re.sub(r"(?:^|\s)#.*", "", line)) if line.lstrip().startswith("-") else None
+        if place:
+            sys.exit(
+                f"requirements: {requirements}:{number}: {place[1]} names no address (http://, https://)."
+                " The step that installs sees nothing else, and would take the packages from the public index"
+            )
         if REPOSITORY.match(line):
             sys.exit(
                 f"requirements: {requirements}:{number} installs from a repository, which the step that installs has no"

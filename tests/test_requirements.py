@@ -70,13 +70,58 @@ def test_a_secret_in_the_address_of_a_repository_is_not_told(source: Path) -> No
 
 @pytest.mark.parametrize(
     "line",
-    ["./thing", "../thing", "/srv/thing", "-e .", ".", "file:///srv/thing", "thing @ file:///srv/thing", "a/b.whl"],
+    [
+        *(
+            "./thing",
+            "../thing",
+            "/srv/thing",
+            "-e .",
+            ".",
+            "..",
+            ".[extra]",
+            "-e .[dev,test]",
+            ". ; python_version > '3'",
+        ),
+        *("file:///srv/thing", "thing @ file:///srv/thing", "a/b.whl"),
+    ],
 )
 def test_a_requirement_from_a_local_path_is_refused(source: Path, line: str) -> None:
     (source / "requirements.txt").write_text(f"# ours\n{line}\n")
     _there, answer = closure(source, "requirements.txt")
     assert answer.returncode == 1
     assert answer.stderr == f"requirements: requirements.txt:2 installs from a local path: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("--find-links ./wheels", "--find-links"),
+        ("--find-links=wheels", "--find-links"),
+        ("-f ./wheels", "-f"),
+        ("-f./wheels", "-f"),
+        ("--index-url file:///srv/index", "--index-url"),
+        ("-i /srv/index", "-i"),
+        ("--extra-index-url ftp://me:hunter2-and-more@ftp.example.org/", "--extra-index-url"),
+        ("--index-url https://pypi.example.org/simple --find-links wheels", "--find-links"),
+    ],
+)
+def test_packages_from_a_place_that_the_build_does_not_have_are_refused(source: Path, line: str, option: str) -> None:
+    (source / "requirements.txt").write_text(f"luigi\n{line}\n")
+    _there, answer = closure(source, "requirements.txt")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"requirements: requirements.txt:2: {option} names no address (http://")
+    assert "hunter2" not in answer.stderr
+
+
+def test_packages_from_another_index_are_taken(source: Path) -> None:
+    lines = (
+        "--index-url https://pypi.example.org/simple\n-i http://pypi.example.org\n--extra-index-url=${INDEX}\n"
+        "-fhttps://pypi.example.org/wheels # not -f ./wheels\n"
+        "--no-index --find-links https://pypi.example.org\nsix # -f ./wheels\n"
+        "luigi==3.8 \\\n  --hash=sha256:00\n--prefer-binary\n--pre\n--index-url https://pypi.example.org/-f/-i\n"
+    )
+    (source / "requirements.txt").write_text(lines)
+    assert closure(source, "requirements.txt")[1].stderr == ""
 
 
 def test_what_pip_installs_by_name_or_from_an_archive_is_taken(source: Path) -> None:
