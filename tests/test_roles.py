@@ -60,6 +60,29 @@ def test_no_role_reads_another_s_variables(role: Path) -> None:
     assert sorted(name for name in foreign if name in text) == []
 
 
+@pytest.mark.parametrize(
+    ("waits", "code", "said"),
+    [
+        ("echo 0", 0, ""),
+        ("echo 1", 1, "luigi --module m T --help: exit code 1\n"),
+        ("exec sleep 60", 1, "luigi --module m T --help: no end within 1 s\n"),
+    ],
+)
+def test_a_trial_of_an_image_ends_and_leaves_no_container(tmp_path: Path, waits: str, code: int, said: str) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nif [ "$1" = wait ]; then {waits}; fi\n')
+    docker.chmod(0o755)
+    _, options, script, *_ = load(REPOSITORY / "roles/pipeline/vars/main.yml")["__pipeline_try"]
+    command = ["sh", options, script.replace("120", "1"), "luigi --module m T --help", "standpipe-a.trial", "image"]
+    answer = subprocess.run(
+        command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stderr) == (code, said)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[1] == "run --detach --name standpipe-a.trial image"
+    assert asked[-1] == "rm --force standpipe-a.trial"
+
+
 def test_docker_makes_nothing_in_the_place_of_a_credentials_file() -> None:
     volumes = load(REPOSITORY / "docker/docker-compose.yml")["services"]["luigi"]["volumes"]
     mounts = [volume for volume in volumes if "STANDPIPE_AWS_CREDENTIALS" in str(volume)]
