@@ -101,6 +101,16 @@ def test_what_was_gone_back_from_can_be_chosen_and_declared_again(host: Path) ->
     assert serving()[0] == "i:1"
 
 
+def test_a_release_can_be_chosen_by_its_image(host: Path) -> None:
+    first = put_in_service("i:1")
+    put_in_service("i:2")
+    put_in_service("i:3")
+    assert back("i:1") == first
+    with pytest.raises(UsageError, match="has no release i:4"):
+        back("i:4")
+    assert serving()[0] == "i:1"
+
+
 def test_after_going_back_a_new_one_goes_back_to_what_was_chosen(host: Path) -> None:
     put_in_service("i:1")
     put_in_service("i:bad")

@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
         "roll-back", help="put in service what was before, image and configuration; the next run uses it"
     )
     roll_back.add_argument("name")
-    roll_back.add_argument("--to", metavar="RELEASE", help="one that `standpipe releases` lists, instead of the last")
+    roll_back.add_argument("--to", metavar="RELEASE", help="one that `standpipe releases` lists, or its image")
     roll_back.set_defaults(call=call_roll_back)
 
     identity = commands.add_parser(

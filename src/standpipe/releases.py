@@ -97,17 +97,18 @@ def keep(pipeline: str, count: int) -> Release | None:
 
 
 def roll_back(pipeline: str, has_image: Callable[[str], bool], to: str | None = None) -> Release:
-    """Put the release in service again that was before this one, or the named one; return it.
+    """Put the release in service again that was before this one, or the one that `to` names; return it.
 
-    A run that is under way goes on as it was started. Raises UsageError where a name is none,
-    ConfigurationError where there is nothing to go back to.
+    `to` is a release's name, or its image, which is the same on other hosts. A run that is under way goes on as
+    it was started. Raises UsageError where a name is none, ConfigurationError where there is nothing to go back to.
     """
     serving = name_of(pipeline)
     found = kept(pipeline)
-    if to and to not in {release.name for release in found}:
+    named = [release for release in found if not to or to in (release.name, release.image)]
+    if to and not named:
         known = ", ".join(release.name for release in found) or "none"
         raise UsageError(f"{pipeline} has no release {to}. It has: {known}")
-    others = [release for release in found if release.name != serving and (release.name == to or not to)]
+    others = [release for release in named if release.name != serving]
     target = next((release for release in others if to or not release.rolled_back), None)
     if target is None:
         raise ConfigurationError(
