@@ -60,6 +60,18 @@ def test_git_gets_them_in_a_directory_of_its_own_that_goes_afterwards(tmp_path: 
     assert not home.exists()
 
 
+@pytest.mark.parametrize("step", ["fetch-code", "install-packages"])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_password_in_a_proxy_is_refused_by_its_name(step: str, name: str) -> None:
+    variables = {"PATH": "/usr/bin:/bin", "GIT_REPO": "", "PIP_INDEX_URL": "", "NO_PROXY": "a@b"}
+    proxy = {name: "http://me:hunter2-and-more@proxy.example.org:3128"}
+    command = ["sh", str(Path(__file__).parents[1] / "docker" / step)]
+    answer = subprocess.run(command, env=variables | proxy, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert f": {name} holds a secret, which the build cache would keep" in answer.stderr
+    assert "hunter2" not in answer.stderr
+
+
 HEADING = "#7 [git 1/1] RUN x\n#7 0.3 of another step\n#7 DONE 0.4s\n\n#8 [packages 2/2] RUN sh /run/install-packages\n"
 SUMMARY = "------\n > [packages 2/2] RUN sh /run/install-packages:\n------\nDockerfile:64\nERROR: failed to solve\n"
 
