@@ -319,7 +319,7 @@ def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_re
 
 
 @pytest.mark.parametrize("change", ["mode: role", "another role", "removed"])
-def test_a_run_keeps_the_role_that_it_began_with_whatever_is_declared_meanwhile(
+def test_a_run_keeps_what_it_began_with_whatever_is_declared_meanwhile(
     ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str], change: str
 ) -> None:
     run, door = under_way(ledger, engine, groups)
@@ -332,6 +332,7 @@ def test_a_run_keeps_the_role_that_it_began_with_whatever_is_declared_meanwhile(
         declared.write_text(DECLARED.replace(vended, other))
     token = (door / "token").read_text()
     assert get(door, token)[0] == 200
+    assert standpiped.runs[run].spender(os.getpid(), token) == (run, {})
     killed = standpiped.runs.pop(run)
     killed.closed = True
     killed.socket.shutdown(socket.SHUT_RDWR)

@@ -67,7 +67,8 @@ class Door(ThreadingMixIn, UnixStreamServer):
     def __init__(self, directory: Path, pipeline: Pipeline, run: str | None, engine: Engine, teller: Teller) -> None:
         """Open it; a directory that is there already keeps its token, since a container may have it mounted."""
         self.directory, self.pipeline, self.run = directory, pipeline.name, run
-        self.role_arn = pipeline.credentials.role_arn  # a run keeps it, whatever becomes of the declaration
+        self.role_arn = pipeline.credentials.role_arn  # a run keeps both, whatever becomes of the declaration
+        self.budgets = pipeline.budgets
         self.engine, self.teller = engine, teller
         self.container: str | None = None  # the id of the run's container, once that was seen
         self.closed = False
@@ -180,7 +181,7 @@ class Door(ThreadingMixIn, UnixStreamServer):
         if self.run is not None:
             self.require_own(asking)
         self.require_token(token)
-        uses = configuration.load(self.pipeline).budgets
+        uses = self.budgets if self.run is not None else configuration.load(self.pipeline).budgets
         container = next(iter(CONTAINER_ID.findall(groups_of(asking))), "")[:12]
         by_hand = f"by hand {container}".strip()  # an envelope of its own for each such container
         return self.run or by_hand, {use.name: spending.parts(use.per_run) if use.per_run else None for use in uses}
