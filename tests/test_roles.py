@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
@@ -81,6 +82,21 @@ def test_a_trial_of_an_image_ends_and_leaves_no_container(tmp_path: Path, waits:
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[1] == "run --detach --name standpipe-a.trial image"
     assert asked[-1] == "rm --force standpipe-a.trial"
+
+
+@pytest.mark.parametrize(("revision", "taken"), [("c" * 40, True), ("d" * 40, False), ("", False)])
+def test_an_image_is_taken_from_a_registry_only_if_it_says_its_commit(
+    tmp_path: Path, revision: str, taken: bool
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$1 $2" >>{tmp_path}/asked\nif [ "$2" = inspect ]; then echo {revision}; fi\n')
+    docker.chmod(0o755)
+    take = load(REPOSITORY / "roles/pipeline/tasks/ask-registry.yml")[0]["block"][1]["ansible.builtin.shell"]["cmd"]
+    known = {"__pipeline_there": "r/i:1", "__pipeline_image": "i:1", "item": {"source": {"commit": "c" * 40}}}
+    command = ["sh", "-c", jinja2.Template(take).render(known)]
+    answer = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert (answer.returncode == 0, "tag r/i:1" in asked, asked[-1]) == (taken, taken, "image rm")
 
 
 def test_docker_makes_nothing_in_the_place_of_a_credentials_file() -> None:
