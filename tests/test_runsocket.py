@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -427,6 +429,28 @@ def test_a_credentials_file_says_whose_it_is(aws: str) -> None:
     )
     with pytest.raises(CredentialsRefused, match="it is no AWS credentials file"):
         credentials.identity_by_keys("nothing", "it")
+
+
+def test_an_instance_role_says_when_it_expires(aws: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    script = Path(__file__).parents[1] / "molecule" / "fleet" / "files" / "metadata-service"
+    with subprocess.Popen([sys.executable, script, "127.0.0.1", port]) as served:
+        for _ in range(100):
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(port))):
+                break
+            time.sleep(0.1)
+        with paths.AWS_IDENTITY.open("a") as identity:
+            identity.write(f"ec2_metadata_service_endpoint = http://127.0.0.1:{port}/\n")
+        credentials.identity_of_the_instance.cache_clear()
+        try:
+            found = credentials.identity_of_the_instance()
+        finally:
+            credentials.identity_of_the_instance.cache_clear()
+            served.terminate()
+    assert found.arn == "arn:aws:sts::123456789012:user/moto"
+    expires = datetime.strptime(found.expires, "at %Y-%m-%d %H:%M UTC, and is renewed").replace(tzinfo=UTC)
+    assert timedelta(hours=5) < expires - datetime.now(UTC) <= timedelta(hours=6)
 
 
 def test_the_variables_of_whoever_calls_decide_nothing(aws: str, monkeypatch: pytest.MonkeyPatch) -> None:

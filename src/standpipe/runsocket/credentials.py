@@ -160,7 +160,8 @@ def identity_of_the_instance() -> Identity:
         frozen = role.get_frozen_credentials()
         asking.set_credentials(frozen.access_key, frozen.secret_key, frozen.token)
         arn = sts(asking).get_caller_identity()["Arn"]
-    return Identity(arn, "never: the instance renews it")
+        expires = role._expiry_time.astimezone(UTC)  # botocore has no public name for it
+    return Identity(arn, f"at {expires:%Y-%m-%d %H:%M} UTC, and is renewed")
 
 
 def session(identity: Path | None = None) -> Session:
