@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from docker.errors import APIError
 
 from standpipe import cli, paths, releases
+from standpipe.engines.compose import ComposeEngine
 from standpipe.errors import ConfigurationError, UsageError
 
 
@@ -180,3 +183,43 @@ def test_the_commands(host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "in service" in capsys.readouterr().out
     assert cli.main(["roll-back", "nobody"]) == 2
     assert cli.main(["roll-back", "arxlive"]) == 78
+
+
+class Images:
+    """The images of one pipeline as Docker's Engine API lists and removes them, from the oldest to the newest."""
+
+    def __init__(self, *tags: str, used: str = "") -> None:
+        self.listed: list[dict[str, Any]] = [
+            {"RepoTags": [tag], "Created": created} for created, tag in enumerate(tags)
+        ]
+        self.used = used
+
+    def images(self, name: str) -> list[dict[str, Any]]:
+        assert name == "standpipe-arxlive"
+        return list(self.listed)
+
+    def remove_image(self, tag: str) -> None:
+        if tag == self.used:
+            raise APIError("conflict: a container uses it")
+        self.listed = [image for image in self.listed if image["RepoTags"] != [tag]]
+
+
+@pytest.mark.parametrize(
+    ("serving", "released", "used", "left"),
+    [
+        ("e", "", "", "cde"),  # the newest three
+        ("a", "", "", "ade"),  # what is in service, whatever its age
+        ("e", "ab", "", "abe"),  # what can be gone back to, rather than what never served
+        ("e", "", "b", "bcde"),  # what a run still uses
+    ],
+)
+def test_as_many_images_are_kept_as_are_asked_for(
+    host: Path, serving: str, released: str, used: str, left: str
+) -> None:
+    put_in_service(serving)
+    engine = ComposeEngine()
+    docker = Images(*"abcde", used=used)
+    vars(engine)["api"] = docker
+    removed = engine.discard_images("arxlive", 3, frozenset(released))
+    assert sorted(tag for image in docker.listed for tag in image["RepoTags"]) == sorted(left)
+    assert sorted(removed) == sorted(set("abcde") - set(left))
