@@ -20,7 +20,7 @@ from ulid import ULID
 from conftest import DECLARED, ProcessEngine
 from standpipe import backfill, catch_up, paths, runner, slots
 from standpipe.engines import CannotStart
-from standpipe.errors import EngineUnavailable, UsageError
+from standpipe.errors import BudgetShort, EngineUnavailable, UsageError
 from standpipe.ledger import Ledger, Run, SlotRecorded, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
@@ -287,6 +287,52 @@ def test_a_retry_that_succeeds_is_the_slot_s_record(ledger: Ledger, engine: Proc
     assert ledger.retries("arxlive") == []
 
 
+def fail_once(ledger: Ledger, engine: ProcessEngine) -> datetime:
+    """Have a slot whose first run has failed, and that may be tried again once."""
+    ledger.register(declare(retries={"count": 1, "delay": "1s"}), datetime.now(UTC) - timedelta(hours=1))
+    slot = datetime.now(UTC).replace(second=0, microsecond=0)
+    engine.program = "import os; os._exit(30)"
+    try_slot(ledger, engine, "scheduled", slot)
+    return slot
+
+
+def test_a_retry_that_somebody_is_in_the_way_of_is_put_off_and_costs_no_attempt(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    slot = fail_once(ledger, engine)
+    engine.program = "import os; os._exit(75)"  # its entrypoint found the lock taken
+    refused = try_slot(ledger, engine, "retry", slot)
+    assert refused is not None
+    assert (refused.outcome, refused.reason, refused.attempt) == ("skipped", "held", 2)
+    assert [known for known, _at in ledger.retries("arxlive")] == [slot]
+    assert ledger.notices() == []
+    engine.program = "import os; os._exit(30)"
+    again = try_slot(ledger, engine, "retry", slot)
+    assert again is not None
+    assert (again.outcome, again.attempt, again.notice) == ("failed", 2, "failed")
+    assert ledger.retries("arxlive") == []
+
+
+def test_a_failure_whose_retry_was_never_possible_is_told_in_the_end(ledger: Ledger, engine: ProcessEngine) -> None:
+    slot = fail_once(ledger, engine)
+    engine.program = "import os; os._exit(75)"
+    try_slot(ledger, engine, "retry", slot)
+    ledger.give_up("arxlive", slot)
+    assert [(told.trigger, told.notice) for told in ledger.notices()] == [("scheduled", "failed")]
+    assert ledger.trouble("arxlive") == "failed"
+
+
+def test_a_failure_whose_retry_there_is_no_budget_for_is_told(ledger: Ledger, engine: ProcessEngine) -> None:
+    slot = fail_once(ledger, engine)
+    engine.refuses = BudgetShort("too little is left")
+    with pytest.raises(BudgetShort):
+        try_slot(ledger, engine, "retry", slot)
+    assert ledger.retries("arxlive") == []
+    assert [(told.trigger, told.notice) for told in ledger.notices()] == [("scheduled", "failed")]
+    (record,) = ledger._select("SELECT outcome FROM slots JOIN runs ON runs.id = slots.run")
+    assert record["outcome"] == "failed"
+
+
 @pytest.mark.parametrize("refusal", ["policy", "image"])
 def test_what_only_a_converge_can_mend_is_not_tried_again(ledger: Ledger, engine: ProcessEngine, refusal: str) -> None:
     ledger.register(declare(), datetime.now(UTC) - timedelta(hours=1))
@@ -334,6 +380,18 @@ def test_catch_up_leaves_a_pipeline_that_is_held_and_comes_back_to_it(ledger: Le
         ledger.settle(holder, "failed", exit_code=1)
     catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
     assert "succeeded" in [run.outcome for run in ledger.history("arxlive", 100)]
+
+
+def test_catch_up_leaves_a_slot_to_come_while_a_container_by_hand_is_in_the_way(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    slot = fail_once(ledger, engine)
+    with (paths.LOCKS / "arxlive" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for trigger in ("retry", "catch-up"):
+            catch_up.work_through(ledger, engine, "arxlive", [(slot, trigger)], nothing, nothing)
+    assert [run.outcome for run in ledger.history("arxlive", 9)] == ["failed"]
+    assert [known for known, _at in ledger.retries("arxlive")] == [slot]
 
 
 def test_a_stop_is_on_record_with_who_asked(ledger: Ledger, engine: ProcessEngine) -> None:

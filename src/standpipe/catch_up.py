@@ -180,7 +180,7 @@ def work_through(
     runner.settle_the_dead(ledger, engine, name, say, wait=True)
     with runner.stop_requests() as requests:
         for slot, trigger in work:
-            if requests.asked or ledger.running(name):
+            if requests.asked or ledger.running(name) or runner.holder_of_lock(engine, name):
                 return  # the next catch-up comes back to it
             try_slot(ledger, engine, name, slot, trigger, requests, listen, say)
 

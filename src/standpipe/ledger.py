@@ -448,14 +448,12 @@ class Ledger:
         """Try a slot no more: what came of its last run is what came of it, and somebody is told, as nobody was."""
         with self._transaction() as db:
             row = db.execute(
-                "SELECT slots.run, runs.outcome FROM slots JOIN runs ON runs.id = slots.run"
-                " WHERE slots.pipeline = ? AND slots.slot = ? AND slots.retry_at IS NOT NULL",
+                "SELECT run FROM slots WHERE pipeline = ? AND slot = ? AND retry_at IS NOT NULL",
                 (pipeline, timestamp(slot)),
             ).fetchone()
             if row:
                 db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
-                db.execute("UPDATE runs SET notice = outcome WHERE id = ?", (row["run"],))
-                db.execute("UPDATE pipelines SET told = ? WHERE name = ?", (row["outcome"], pipeline))
+                have_told(db, row["run"])
 
     def at(self, pipeline: str, instant: datetime) -> Run | None:
         """Return the run that held a pipeline at an instant."""
@@ -604,6 +602,8 @@ class Ledger:
             )
             if done.rowcount and retry_at:
                 db.execute("UPDATE slots SET retry_at = ? WHERE run = ?", (timestamp(retry_at), run))
+            if done.rowcount and outcome == "skipped":
+                hand_back(db, run, told=retry_at is None)
             if done.rowcount and notice:
                 db.execute(
                     "UPDATE pipelines SET told = ?1 WHERE name = (SELECT pipeline FROM runs WHERE id = ?2)",
@@ -776,6 +776,26 @@ class Ledger:
             return self._connection.execute(statement, values).fetchall()
         except (sqlite3.Error, OSError) as error:
             raise unwritable(self.path, error) from error
+
+
+def hand_back(db: sqlite3.Connection, run: str, told: bool) -> None:
+    """Have a slot whose retry was skipped be again that of the failure before it; which is `told`, where it stands."""
+    before = db.execute(
+        "SELECT before.id FROM runs AS before JOIN runs AS retry ON (before.pipeline, before.slot) ="
+        " (retry.pipeline, retry.slot) AND before.attempt = retry.attempt - 1 WHERE retry.id = ? AND retry.trigger ="
+        " 'retry' AND before.trigger IN ('scheduled', 'catch-up', 'retry') AND before.outcome <> 'skipped'",
+        (run,),
+    ).fetchone()
+    if before:
+        db.execute("UPDATE slots SET run = ? WHERE run = ?", (before["id"], run))
+        if told:
+            have_told(db, before["id"])
+
+
+def have_told(db: sqlite3.Connection, run: str) -> None:
+    """Have somebody told of a run's outcome."""
+    db.execute("UPDATE runs SET notice = outcome WHERE id = ?", (run,))
+    db.execute("UPDATE pipelines SET told = outcome FROM runs WHERE id = ? AND name = pipeline", (run,))
 
 
 def clock_went_back(ledger: Ledger, now: datetime) -> str | None:

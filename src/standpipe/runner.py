@@ -496,13 +496,16 @@ def notice_of(ledger: Ledger, name: str, outcome: str) -> str | None:
 def retry_at(pipeline: Pipeline, run: Run, outcome: str, reason: str | None, now: datetime) -> datetime | None:
     """Return when a slot is to be tried again after a run of it, or None for never.
 
-    Only what may pass is: a task that failed, an interruption, an engine or books that were away, a full disk.
+    Only what may pass is: a task that failed, an interruption, an engine or books that were away, a full disk; and who
+    was in the way of a retry, which was none then.
     """
-    may_pass = outcome == "interrupted" or (outcome == "failed" and reason in (None, "engine", "no_space", "budget"))
+    refused = outcome == "skipped" and reason == "held" and run.trigger == "retry"
+    passes = outcome == "failed" and reason in (None, "engine", "no_space", "budget")
+    may_pass = refused or outcome == "interrupted" or passes
     if not may_pass or run.slot is None or run.trigger not in OWN_A_SLOT or pipeline.state != "present":
         return None
     at = now + timedelta(seconds=pipeline.retries.delay)
-    if run.attempt > pipeline.retries.count or pipeline.schedule is None:
+    if run.attempt - refused > pipeline.retries.count or pipeline.schedule is None:
         return None
     return at if at <= instant(run.slot) + timedelta(seconds=pipeline.schedule.start_within) else None
 
