@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -36,11 +38,13 @@ class Hook:
         self.taken: list[dict[str, Any]] = []
         self.pings = 0
         self.status = 200
+        self.delay = 0.0
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                time.sleep(hook.delay)
                 if hook.status == 200:
                     hook.taken.append(body)
                 self.send_response(hook.status)
@@ -95,6 +99,16 @@ def test_a_failure_is_told_with_the_end_of_its_log_and_without_a_secret(
         assert secret not in told["message"]
     notify.tell(ledger, nothing)
     assert len(hook.taken) == 1
+
+
+def test_two_processes_that_tell_at_once_send_one_message(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+    run(ledger, engine, "import os; os._exit(30)")
+    hook.delay = 2  # seconds: the other one looks meanwhile
+    program = "from standpipe import ledger, notify, paths; notify.tell(ledger.Ledger(paths.LEDGER), print)"
+    tellers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [teller.wait(timeout=60) for teller in tellers] == [0, 0]
+    assert titles(hook) == ["failed"]
+    assert ledger.notices() == []
 
 
 def test_recovery_is_told_once_and_success_is_not(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:

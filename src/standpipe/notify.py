@@ -6,6 +6,7 @@ sent; what could not be sent is tried again by the next command that has somethi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import re
@@ -72,11 +73,17 @@ def settings() -> Settings:
 
 def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
     """Send what is noted and not yet sent. What goes wrong is said, and changes nothing else."""
-    pending = ledger.notices()
-    if not pending:
+    if not ledger.notices():
         return
+    with paths.TELLING.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what it waits for here is told by then
+        tell_alone(ledger, say)
+
+
+def tell_alone(ledger: Ledger, say: Callable[[str], None]) -> None:
+    """Send it, while no other process does."""
     chosen = settings()
-    for (name, event), group in groupby(pending, key=lambda run: (run.pipeline, run.notice or "")):
+    for (name, event), group in groupby(ledger.notices(), key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
         old = event != "unconfirmed" and datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
         if not chosen.urls or old or deliver(ledger, chosen, name, event, runs):
