@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import DECLARED
+from conftest import DECLARED, ProcessEngine
 from standpipe import paths, runner
 from standpipe.cli import main, show_line
 from standpipe.engines import Line
@@ -317,6 +317,25 @@ def test_status_shows_a_failure_and_that_a_slot_was_refused_since(
     assert main(["status", "--json"]) == 0
     (pipeline,) = json.loads(capsys.readouterr().out)["pipelines"]
     assert (pipeline["last"]["id"], pipeline["skipped_since"]["id"]) == (RUN, "02J")
+
+
+@pytest.mark.parametrize("command", [["status"], ["history"], ["logs", "arxlive"], ["doctor"]])
+def test_whoever_looks_has_a_run_that_goes_on_without_its_runner_followed(
+    ran: Path, ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    begun: list[tuple[str, ...]] = []
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine", lambda: engine)
+    monkeypatch.setattr("standpipe.cli.in_another_process", lambda *command: begun.append(command))
+    main(command)
+    assert begun == []
+    ledger.claim("02J", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    engine.program = "import time; time.sleep(30)"
+    with runner.living_runner(ledger, "02J") as life:
+        engine.start("arxlive", "02J", [], life, None)
+        main(command)
+        assert begun == []
+    main(command)
+    assert begun == [("reconcile",)]
 
 
 def test_a_stop_names_a_container_by_hand_that_is_no_run(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -378,7 +378,7 @@ def test_whoever_looks_settles_what_has_ended_and_waits_for_nothing_that_runs(
     with runner.living_runner(ledger, "B") as life:
         engine.start("slow", "B", [], life, None)
     began = time.monotonic()
-    runner.settle_for_a_look(ledger, engine)
+    assert runner.settle_for_a_look(ledger, engine)  # something runs that nobody follows
     assert time.monotonic() - began < 5
     assert [run.outcome for run in (ledger.run(run_id), ledger.run("B")) if run] == ["succeeded", None]
     assert [run.id for run in runner.abandoned(ledger, but="arxlive")] == ["B"]
@@ -387,7 +387,7 @@ def test_whoever_looks_settles_what_has_ended_and_waits_for_nothing_that_runs(
 def test_whoever_looks_asks_no_engine_about_a_run_whose_runner_lives(ledger: Ledger, host: Path) -> None:
     ledger.claim("B", "slow", "manual", date(2026, 11, 23), None, datetime.now(UTC))
     with runner.living_runner(ledger, "B"):
-        runner.settle_for_a_look(ledger, UnwantedEngine())
+        assert not runner.settle_for_a_look(ledger, UnwantedEngine())
         assert runner.abandoned(ledger, but="arxlive") == []
 
 

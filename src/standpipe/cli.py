@@ -307,22 +307,23 @@ def open_ledger() -> Ledger:
 
 
 def settled_ledger() -> Ledger:
-    """Open the ledger, with what dead runners left settled as far as that takes no waiting."""
+    """Open the ledger, with what dead runners left settled; what still runs is followed by another process."""
     ledger = open_ledger()
     if ledger.unfinished():
         from standpipe import runner
         from standpipe.engines.compose import ComposeEngine
 
-        runner.settle_for_a_look(ledger, ComposeEngine())
+        if runner.settle_for_a_look(ledger, ComposeEngine()):
+            in_another_process("reconcile")  # of several that are begun at once, one has the run, and the others end
     return ledger
 
 
 def have_others_settled(ledger: Ledger, name: str) -> None:
-    """Have another process settle what dead runners left of other pipelines: a run is not kept waiting for theirs."""
+    """Have another process settle or follow what dead runners left of other pipelines: a run is not kept waiting."""
     from standpipe import runner
 
     if runner.abandoned(ledger, but=name):
-        in_another_process("reconcile", "--no-wait")
+        in_another_process("reconcile")
 
 
 def recovered(path: Path) -> Ledger:

@@ -633,17 +633,22 @@ def settle_first(ledger: Ledger, engine: Engine, name: str) -> None:
         time.sleep(0.05)
 
 
-def settle_for_a_look(ledger: Ledger, engine: Engine) -> None:
+def settle_for_a_look(ledger: Ledger, engine: Engine) -> bool:
     """Settle what dead runners left of containers that have ended, or never began; whoever looks waits for no other.
 
+    Returns whether a container is left that still runs, for another process to follow to its end.
     The engine is asked only where there is a run that no living process looks after. What cannot be
     settled now, because the engine is away or a disk is full, is shown as it stands.
     """
+    goes_on = False
     for left in ledger.unfinished():
         with suppress(BlockingIOError, OSError, StandpipeError), living_runner(ledger, left.id, settling=True):
             container = engine.find(left.pipeline, left.id)
-            if container is None or not container.running:
+            if container is not None and container.running:
+                goes_on = True
+            else:
                 settle_one(ledger, engine, left.id, lambda _message: None, wait=False)
+    return goes_on
 
 
 def abandoned(ledger: Ledger, but: str) -> list[Run]:
