@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -167,6 +168,57 @@ def test_an_engine_that_is_away_is_on_record_with_its_slot(
     assert error.value.exit_code == 69
     assert (run.outcome, run.reason, run.exit_code) == ("failed", "engine", 69)
     assert run.slot is not None
+
+
+@pytest.mark.parametrize("step", ["make_lock", "note_holder"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_has_no_room_for_a_start_is_on_record_with_its_reason(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+) -> None:
+    registered_an_hour_ago(ledger)
+    runner.make_lock("arxlive")
+    monkeypatch.setattr(runner, "register", lambda ledger, *_known: ledger.registered("arxlive")[0])
+
+    def full(*_asked: str) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runner, step, full)
+    with pytest.raises(CannotStart, match="cannot be written") as error:
+        by_cron(ledger, engine)
+    run = ledger.history("arxlive", 1)[0]
+    assert error.value.exit_code == 73
+    assert (run.outcome, run.reason, run.exit_code) == ("failed", "no_space", 73)
+    assert [slot for slot, _at in ledger.retries("arxlive")] == [datetime.fromisoformat(run.slot or "")]
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_an_engine_that_goes_away_during_a_start_says_later_whether_there_is_a_container(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    start = engine.start
+
+    def lose(*asked: Any) -> None:
+        if made:
+            start(*asked)
+        raise EngineUnavailable("Docker does not answer (ConnectionError)")
+
+    monkeypatch.setattr(engine, "start", lose)
+    if made:
+        assert by_hand(ledger, engine).outcome == "succeeded"
+    else:
+        with pytest.raises(EngineUnavailable):
+            by_hand(ledger, engine)
+        run = ledger.history("arxlive", 1)[0]
+        assert (run.outcome, run.reason, run.detail) == (
+            "interrupted", "engine", "Docker does not answer (ConnectionError)",
+        )  # fmt: skip
+
+
+def test_a_run_whose_runner_died_before_its_start_says_so(ledger: Ledger, engine: ProcessEngine) -> None:
+    ledger.claim("01J", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    run = ledger.history("arxlive", 1)[0]
+    assert (run.outcome, run.detail) == ("interrupted", "its runner died before a container had started")
 
 
 def test_a_damaged_file_is_78_and_the_slot_has_its_record_all_the_same(ledger: Ledger, engine: ProcessEngine) -> None:

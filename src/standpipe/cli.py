@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import getpass
 import json
 import os
@@ -16,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, TextIO
 
 from standpipe.errors import (
+    DISK_FULL,
     STOPPED,
     AlreadyRunning,
     ConfigurationError,
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has read enough
         return 0
     except OSError as error:
-        if not isinstance(error, PermissionError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if not isinstance(error, PermissionError) and error.errno not in DISK_FULL:
             return internal()
         print(f"standpipe: {error.filename or 'the disk'} cannot be written: {error.strerror}", file=sys.stderr)
         return NotWritable.exit_code

@@ -5,6 +5,8 @@ Messages are for people: what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
+
 # Luigi's documented codes, passed through: https://luigi.readthedocs.io/en/stable/configuration.html#retcode
 LUIGI_CODES = {
     10: "already running",
@@ -15,6 +17,7 @@ LUIGI_CODES = {
     40: "unhandled exception",
 }
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk that takes nothing
 ALREADY_RUNNING = 75
 TIMED_OUT = 124
 STOPPED = 130

@@ -25,6 +25,7 @@ from standpipe import configuration, metrics, paths, releases, runsocket, slots
 from standpipe.engines import CannotStart, Container, Engine
 from standpipe.errors import (
     ALREADY_RUNNING,
+    DISK_FULL,
     STOPPED,
     TIMED_OUT,
     AlreadyRunning,
@@ -269,28 +270,44 @@ def claim(ledger: Ledger, run_id: str, name: str, trigger: str, day: date, slot:
 
 
 def start(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, day: date, life: int) -> Container:
-    """Start the container; whatever keeps it from starting is the run's outcome."""
+    """Start the container; whatever keeps it from starting is the run's outcome.
+
+    An engine that goes away meanwhile is asked again, when it is back, whether there is a container.
+    """
     name = pipeline.name
-    make_lock(name)
+    gone = f"the container of {name} was removed as soon as it had started"
     try:
+        make_lock(name)
         require_free_lock(engine, name)
         note_holder(name, run_id)
         door = runsocket.open_for(pipeline, run_id)
         output = kept.make(name, run_id)
         start_exclusively(ledger, engine, run_id, pipeline, day, life, door, output)
-    except (AlreadyRunning, BudgetShort, CannotStart) as error:
-        outcome, reason = not_started(error)
-        note_holder(name, "")
-        conclude(ledger, run_id, name, outcome, reason=reason, exit_code=error.exit_code, detail=str(error))
+    except EngineUnavailable as error:
+        gone = str(error)
+    except (AlreadyRunning, BudgetShort, CannotStart, OSError) as error:
+        refusal = of_the_disk(error) if isinstance(error, OSError) else error
+        outcome, reason = not_started(refusal)
+        with suppress(OSError):
+            note_holder(name, "")
+        conclude(ledger, run_id, name, outcome, reason=reason, exit_code=refusal.exit_code, detail=str(refusal))
         kept.discard(name, run_id)
-        raise
+        raise refusal from None
     container = found(engine, name, run_id)
-    if container is None:
+    if container is None or container.started_at is None:
         note_holder(name, "")
-        conclude(ledger, run_id, name, "interrupted", reason="engine")
-        raise EngineUnavailable(f"the container of {name} was removed as soon as it had started")
+        conclude(ledger, run_id, name, "interrupted", reason="engine", detail=gone)
+        raise EngineUnavailable(gone)
     ledger.started(run_id, container.id, container.started_at, container.commit, container.image)
     return container
+
+
+def of_the_disk(error: OSError) -> CannotStart:
+    """Say that a run cannot be started for want of a disk. Raises the error where that is not what is wrong."""
+    if error.errno not in DISK_FULL:
+        raise error
+    message = f"{error.filename or paths.STATE} cannot be written: {error.strerror}"
+    return CannotStart("no_space", message, NotWritable.exit_code)
 
 
 def not_started(error: AlreadyRunning | BudgetShort | CannotStart) -> tuple[str, str]:
@@ -679,7 +696,7 @@ def settle_one(ledger: Ledger, engine: Engine, run_id: str, say: Teller, wait: b
     elif left.state == "claimed":
         # Nothing ran. A container that was made and never started has no log and no exit code.
         note_holder(left.pipeline, "")
-        conclude(ledger, run_id, left.pipeline, "interrupted")
+        conclude(ledger, run_id, left.pipeline, "interrupted", detail="its runner died before a container had started")
     else:
         settle(ledger, engine, run_id, left.pipeline)
     release(ledger, engine, run_id, left.pipeline)
