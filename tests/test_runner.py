@@ -391,6 +391,54 @@ def test_a_clock_that_is_set_during_a_run_is_no_reboot(
     assert left.outcome == outcome
 
 
+@pytest.mark.parametrize(("who", "outcome"), [(None, "interrupted"), ("by ada", "stopped")])
+def test_a_run_that_the_host_s_end_stopped_is_interrupted_and_one_that_somebody_stopped_is_stopped(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, who: str | None, outcome: str
+) -> None:
+    engine.program = "import os; os._exit(25)"
+    run_id = leave_a_run(ledger, engine, ended=timedelta(minutes=5))
+    ledger.ending(run_id, "stopped", who)
+    monkeypatch.setattr(runner, "boot_time", lambda: datetime.now(UTC))
+    monkeypatch.setattr(runner, "boot_identity", lambda: "another")
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    left = ledger.run(run_id)
+    assert left is not None
+    assert (left.outcome, left.reason) == (outcome, "host_down" if who is None else None)
+
+
+def let_systemd_say(host: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host / "systemctl").write_text(f"#!/bin/sh\necho {word}\n")
+    (host / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{host}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(("systemd", "outcome"), [("stopping", "interrupted"), ("degraded", "stopped")])
+def test_a_runner_that_is_ended_with_its_host_has_its_slot_tried_again(
+    ledger: Ledger, engine: ProcessEngine, host: Path, monkeypatch: pytest.MonkeyPatch, systemd: str, outcome: str
+) -> None:
+    registered_an_hour_ago(ledger)
+    let_systemd_say(host, systemd, monkeypatch)
+    engine.program = "import time; print('up'); time.sleep(30)"
+
+    def ask(_line: Line) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=True, listen=ask, say=nothing)
+    assert run is not None
+    assert (run.outcome, bool(ledger.retries("arxlive"))) == (outcome, outcome == "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"), [(0, "succeeded"), (25, "interrupted"), (143, "interrupted"), (30, "failed")]
+)
+def test_a_container_that_a_signal_ended_while_the_host_goes_down_is_interrupted(
+    ledger: Ledger, engine: ProcessEngine, host: Path, monkeypatch: pytest.MonkeyPatch, code: int, outcome: str
+) -> None:
+    let_systemd_say(host, "stopping", monkeypatch)
+    engine.program = f"import os; os._exit({code})"
+    assert by_hand(ledger, engine).outcome == outcome
+
+
 def test_a_ledger_that_is_set_aside_during_a_run_has_its_outcome_in_the_new_one(
     ledger: Ledger, engine: ProcessEngine
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -47,6 +48,8 @@ FAILURES = ("failed", "timed_out", "interrupted", "missed")
 OWN_A_SLOT = ("scheduled", "catch-up", "retry")  # triggers whose runs are their slot's record
 SETTLED_WITHIN = 30  # seconds for which a run is kept waiting by another process that settles the one before it
 SETTLING = b"settling"  # in the file of a run whose runner died, while another process settles it
+ENDED_BY_SIGNAL = (25, 128 + signal.SIGTERM, 128 + signal.SIGKILL)  # 25: Luigi took no more tasks, as TERM has it do
+SAID_WITHIN = 5  # seconds for systemd to say what it is at
 LOW_PRIORITY = 15  # niceness of what follows a log
 
 
@@ -435,7 +438,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
         close_as_it_is(engine, name, run_id)
         ledger.closed(run_id, spool.end_of(paths.spool(name, run_id)))
         conclude(ledger, run_id, name, "interrupted", reason="engine")
-    elif noted and noted.boot != boot_identity() and was_killed_by_a_reboot(container, boot_time()):
+    elif noted and was_ended_by_the_host(noted, container):
         conclude(ledger, run_id, name, "interrupted", reason="host_down", started_at=container.started_at)
     elif container.started_at is None or container.exit_code is None:
         conclude(ledger, run_id, name, "failed", reason="engine", exit_code=EngineUnavailable.exit_code)
@@ -471,6 +474,30 @@ def boot_identity() -> str:
     """
     kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{kernel} {Path('/proc/1/stat').read_text().rpartition(')')[2].split()[19]}"
+
+
+def was_ended_by_the_host(run: Run, container: Container) -> bool:
+    """Say whether a run ended, before it was done, because its host went down: at once, or in good order."""
+    rebooted = run.boot != boot_identity()
+    if rebooted and was_killed_by_a_reboot(container, boot_time()):
+        return True
+    if container.exit_code == 0 and not container.error:
+        return False
+    asked_by_nobody = run.ending == "stopped" and run.detail is None  # but by a signal to its runner
+    if rebooted:
+        return asked_by_nobody
+    return (asked_by_nobody or (run.ending is None and container.exit_code in ENDED_BY_SIGNAL)) and host_goes_down()
+
+
+def host_goes_down() -> bool:
+    """Say whether this host is being shut down, by systemd's own word."""
+    try:
+        asked = subprocess.run(
+            ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=SAID_WITHIN, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.stdout.strip() == "stopping"
 
 
 def was_killed_by_a_reboot(container: Container, booted: datetime) -> bool:
