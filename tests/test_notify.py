@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import email
+import email.message
+import email.policy
 import json
 import os
+import socketserver
 import subprocess
 import sys
 import threading
@@ -12,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -23,8 +27,10 @@ from standpipe import catch_up, certificates, cli, metrics, notify, paths, runne
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
+from standpipe.scan.secrets import Detector
 
 KEY, SECRET = "AKIA" + "A" * 16, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+TOKEN = "IQoJb3JpZ2luX2VjE" + "aB3/" * 80
 
 
 def nothing(_told: object) -> None:
@@ -297,6 +303,68 @@ def test_what_looks_like_a_secret_in_a_log_is_in_no_message(
     assert told["message"].endswith("the end")
     assert "hunter2" not in told["message"]
     assert "ghp_" not in told["message"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"ReadOnlyCredentials('ASIA{'Q' * 16}', '{SECRET}', '{TOKEN}')", SECRET, f"export {TOKEN}", f"{TOKEN}=="],
+)
+def test_keys_that_were_issued_for_a_run_and_printed_bare_are_in_no_message(line: str) -> None:
+    masked = notify.without_secrets(line, set(), Detector())
+    for secret in ("ASIA", SECRET, TOKEN):
+        assert secret not in masked
+
+
+def test_a_commit_a_digest_and_a_path_are_no_secrets() -> None:
+    line = f"{'c0ffee12' * 5} sha256:{'0a' * 32} /usr/lib/python3.13/{'packages/' * 15} RootTask_2026_11_20_c0ffee1234"
+    assert notify.without_secrets(line, set(), Detector()) == line
+
+
+def test_a_line_without_end_holds_up_no_message_and_is_cut_before_a_word(
+    ledger: Ledger, engine: ProcessEngine, hook: Hook
+) -> None:
+    run(ledger, engine, "import os; print('result:', 'a' * 1_000_000, flush=True); os._exit(30)")
+    began = time.monotonic()
+    notify.tell(ledger, nothing)
+    assert time.monotonic() - began < 20
+    (told,) = hook.taken
+    assert told["message"].endswith("result: ...")
+
+
+class Mailbox(socketserver.StreamRequestHandler):
+    """A mail server (RFC 5321), of one mail at a time, which it keeps."""
+
+    mails: ClassVar[list[str]] = []
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 mail.example.org\r\n")
+        for line in self.rfile:
+            word = line.split()[0].upper()
+            if word == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                self.mails.append(b"".join(iter(self.rfile.readline, b".\r\n")).decode())
+            self.wfile.write(b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
+
+
+def test_a_mailbox_and_a_slack_like_channel_are_told(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), Mailbox) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mail = f"mailto://127.0.0.1:{server.server_address[1]}/?from=host@example.org&to=team@example.org"
+        paths.NOTIFY.write_text(yaml.safe_dump({"urls": [mail, f"mmost://127.0.0.1:{hook.port}/token"]}))
+        run(ledger, engine, "import os; print('the end', flush=True); os._exit(30)")
+        notify.tell(ledger, nothing)
+        server.shutdown()
+    assert ledger.notices() == []
+    (mail,) = Mailbox.mails
+    parsed = email.message_from_string(mail, policy=email.policy.default)
+    assert isinstance(parsed, email.message.EmailMessage)
+    body = parsed.get_body(("plain", "html"))
+    assert body is not None
+    (posted,) = hook.taken
+    for text in (f"{parsed['subject']} {body.get_content()}", posted["text"]):
+        for told in ("arxlive", "failed", "exit code: 30", "the end"):
+            assert told in text
+    assert parsed["to"] == "team@example.org"
 
 
 def test_a_message_of_many_slots_lists_the_newest_and_counts_the_rest(ledger: Ledger) -> None:

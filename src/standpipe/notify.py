@@ -32,17 +32,20 @@ TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
 PING_TIMEOUT = 10  # seconds
 
 SLOTS_LISTED = 20
+LONGEST_LINE = 2000  # characters of a log's line in a message
 
 # What a log has and an image's settings have not; the rest is `scan`'s to know.
 SECRETS = (
     re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),
     re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/=-]{6,}"),
     re.compile(
-        r"(?i)[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api.?key|access.?key|private.?key|credential)[\w-]*"
+        r"(?i)(?<![\w-])[\w-]*(?:passw(?:or)?d|passphrase|secret|token|api.?key|access.?key|private.?key|credential)[\w-]*"
         r"(?:['\"]?\s*[=:]\s*|\s+(?<=-password )|\s+(?<=-passwd )|\s+(?<=-token )|\s+(?<=-secret )|\s+(?<=-key ))"
         r"(?:\"[^\"]*\"?|'[^']*'?|\S+)"
     ),
 )
+# AWS's secret keys are 40 letters, its session tokens some hundred; a commit's id and a digest have no capitals.
+BARE = re.compile(r"(?<![\w/+-])(?:[A-Za-z0-9/+]{40}|[\w/+-]{100,}={0,2})(?![\w/+=-])", re.ASCII)
 KEY_BEGINS, KEY_ENDS = "PRIVATE KEY-----", "-----END "
 
 
@@ -163,11 +166,16 @@ def last_lines(name: str, run: str, count: int) -> Iterator[str]:
             break
         line = spool.printable(spool.text(record))
         in_key = in_key or KEY_BEGINS in line
-        ending.append("***" if in_key else line)
+        ending.append("***" if in_key else shortened(line))
         in_key = in_key and KEY_ENDS not in line
     mask = mask_of(name)
     for line in ending:
         yield mask(line)
+
+
+def shortened(line: str) -> str:
+    """Return the beginning of a line that is too long for a message; no word of it is cut, as it may be a secret."""
+    return line if len(line) <= LONGEST_LINE else line[: line.rfind(" ", 0, LONGEST_LINE) + 1] + "..."
 
 
 def without_secrets(line: str, known: set[str], detector: Detector) -> str:
@@ -176,7 +184,13 @@ def without_secrets(line: str, known: set[str], detector: Detector) -> str:
         line = line.replace(value, "***")
     for pattern in SECRETS:
         line = pattern.sub("***", line)
-    return detector.masked(line)
+    return detector.masked(BARE.sub(unless_plain, line))
+
+
+def unless_plain(found: re.Match[str]) -> str:
+    """Mask what has capitals, small letters and digits in it."""
+    kinds = (str.isupper, str.islower, str.isdigit)
+    return "***" if all(any(map(kind, found[0])) for kind in kinds) else found[0]
 
 
 def warn_of_budgets(say: Callable[[str], None]) -> None:
