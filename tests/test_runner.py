@@ -406,6 +406,27 @@ def test_a_run_that_the_host_s_end_stopped_is_interrupted_and_one_that_somebody_
     assert (left.outcome, left.reason) == (outcome, "host_down" if who is None else None)
 
 
+def test_a_runner_that_is_ended_when_docker_has_gone_already_notes_that(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.program = "import time; print('up'); time.sleep(2); import os; os._exit(25)"
+    found, asked = engine.find, threading.Event()
+
+    def find(pipeline: str, run: str) -> Any:
+        if asked.is_set() and threading.current_thread() is not threading.main_thread():
+            raise EngineUnavailable("Docker is away")
+        return found(pipeline, run)
+
+    def ask(_line: Line) -> None:
+        asked.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(engine, "find", find)
+    run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=ask, say=nothing)
+    assert run is not None
+    assert (run.ending, run.outcome) == ("stopped", "stopped")
+
+
 def let_systemd_say(host: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (host / "systemctl").write_text(f"#!/bin/sh\necho {word}\n")
     (host / "systemctl").chmod(0o755)

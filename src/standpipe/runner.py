@@ -388,14 +388,20 @@ def end(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, why: st
             container = engine.find(pipeline.name, run_id)
             if container is None or not container.running:
                 return
-            # A ledger that cannot be written must not keep the container going.
-            with suppress(StandpipeError), closing(ledger.again()) as own:
-                own.ending(run_id, why)
+            note_ending(ledger, run_id, why)
             say(f"{pipeline.name}: run {run_id} is being stopped ({why}); Luigi may finish its current task")
             engine.stop(container.id, pipeline.stop_grace)
             break
         except EngineUnavailable:
+            if why == "stopped":  # the host may be going down, and the engine was quicker
+                note_ending(ledger, run_id, why)
             over.wait(1)
+
+
+def note_ending(ledger: Ledger, run_id: str, why: str) -> None:
+    """Note why a run is being ended; a ledger that cannot be written must not keep its container going."""
+    with suppress(StandpipeError), closing(ledger.again()) as own:
+        own.ending(run_id, why)
 
 
 def follow(
