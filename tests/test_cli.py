@@ -338,6 +338,22 @@ def test_whoever_looks_has_a_run_that_goes_on_without_its_runner_followed(
     assert begun == [("reconcile",)]
 
 
+def test_a_run_that_is_refused_by_one_without_its_runner_has_that_followed(
+    ran: Path, ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, ...]] = []
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine", lambda: engine)
+    monkeypatch.setattr("standpipe.cli.in_another_process", lambda *command: begun.append(command))
+    ledger.claim("02J", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    engine.program = "import time; time.sleep(30)"
+    with runner.living_runner(ledger, "02J") as life:
+        engine.start("arxlive", "02J", [], life, None)
+        assert main(["run", "arxlive"]) == 75
+        assert begun == []
+    assert main(["run", "arxlive"]) == 75
+    assert begun == [("reconcile",)]
+
+
 def test_a_stop_names_a_container_by_hand_that_is_no_run(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner.make_lock("arxlive")
     assert main(["stop", "arxlive"]) == 0

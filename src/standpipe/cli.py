@@ -309,13 +309,18 @@ def open_ledger() -> Ledger:
 def settled_ledger() -> Ledger:
     """Open the ledger, with what dead runners left settled; what still runs is followed by another process."""
     ledger = open_ledger()
+    settle(ledger)
+    return ledger
+
+
+def settle(ledger: Ledger) -> None:
+    """Settle what dead runners left, as far as that takes no waiting; have another process follow what still runs."""
     if ledger.unfinished():
         from standpipe import runner
         from standpipe.engines.compose import ComposeEngine
 
         if runner.settle_for_a_look(ledger, ComposeEngine()):
             in_another_process("reconcile")  # of several that are begun at once, one has the run, and the others end
-    return ledger
 
 
 def have_others_settled(ledger: Ledger, name: str) -> None:
@@ -359,6 +364,8 @@ def call_run(arguments: argparse.Namespace) -> int:
     except StandpipeError as error:
         if arguments.scheduled:
             note(f"{arguments.name}: {error}")
+        if isinstance(error, AlreadyRunning):
+            settle(ledger)  # by a run that nobody follows, perhaps
         raise
     finally:
         if isinstance(listen, Viewer):
