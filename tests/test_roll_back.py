@@ -20,11 +20,10 @@ PLAY = """\
     - ansible.builtin.import_tasks: roll-back.yml
 """
 # Lists what the host's directory has, and notes what it is asked for else.
-PROGRAM = """\
-#!/bin/sh
-cd "$(dirname "$0")/$HOST"
-case "$1" in releases) cat releases.json ;; *) echo "$*" | tee -a asked ;; esac
-"""
+PROGRAM = (
+    '#!/bin/sh\ncd "$(dirname "$0")/$HOST"\n'
+    'case "$1" in releases) cat releases.json ;; *) echo "$*" | tee -a asked ;; esac\n'
+)
 
 
 def release(image: str, in_service: bool = False) -> dict[str, object]:
