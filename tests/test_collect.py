@@ -9,6 +9,7 @@ import random
 import shutil
 import threading
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from pathlib import Path
@@ -234,7 +235,7 @@ def confirmed(tmp_path: Path, collector: Collector, lines: list[bytes]) -> Path:
     return paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
 
 
-def aged(path: Path, days: int) -> None:
+def aged(path: Path, days: float) -> None:
     """Have a file that was last written days ago."""
     then = time.time() - days * 86400
     os.utime(path, (then, then))
@@ -533,3 +534,50 @@ def test_a_stop_is_heeded_between_two_records_and_loses_nothing(tmp_path: Path, 
     collector.look()
     assert [line.split()[2] for line in collector.log[:-1]] == [line.decode() for line in lines]
     assert (collector.receipt["count"], collector.alarms) == (1000, [])
+
+
+def test_long_lines_take_no_more_memory_than_a_turn(tmp_path: Path, collector: Collector) -> None:
+    with spool.Spool(tmp_path / f"{RUN}.ndjson", RUN) as file:
+        for _ in range(60):
+            file.write(Line("2026-11-23T03:00:00Z", "stdout", b"x" * 1_048_576))
+        file.finish()
+    (tmp_path / f"{RUN}.ndjson").rename(collector.intake)
+    tracemalloc.start()
+    collector.look()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert collector.receipt["count"] == 60
+    assert most < 25_000_000
+
+
+def test_a_backlog_holds_up_no_other_run(tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "AT_ONCE", 1000)
+    collector.take_in(b"".join(spooled(tmp_path, [b"%d" % number for number in range(100)])))
+    other = f"{RUN[:-1]}B"
+    with spool.Spool(collector.intake.with_name(f"{other}.ndjson"), other) as file:
+        file.finish()
+    collector.look()
+    assert [said.split(": ")[1] for said in collector.said] == ["0 lines, confirmed", "100 lines, confirmed"]
+
+
+def test_the_lines_of_a_run_that_was_confirmed_are_soon_forgotten_and_a_forged_one_is_told_all_the_same(
+    tmp_path: Path, collector: Collector
+) -> None:
+    records = spooled(tmp_path, [b"%d" % number for number in range(10_000)])
+    collector.take_in(b"".join(records))
+    assembly = collect.Assembly(collector.intake, collector.said.append, collector.alarms.append)
+    tracemalloc.start()
+    while not assembly.advance():
+        pass
+    before, _ = tracemalloc.get_traced_memory()
+    aged(collector.intake, 120 / 86400)
+    assembly.clean_up()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert before - after > 30_000
+    assert assembly.advance()
+    assert collector.alarms == []
+    collector.take_in(records[0].replace(b'"0"', b'"1"'))
+    while not assembly.advance():
+        pass
+    assert "is not the one of its number" in collector.alarms[0]

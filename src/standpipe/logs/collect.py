@@ -35,12 +35,13 @@ STREAMS = ("stdout", "stderr", "standpipe", "end")
 
 MOST_KNOWN = 2_000_000  # lines of a run of which four bytes are kept, to tell one that comes again otherwise
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
-AT_ONCE = 10_000  # lines that are written in one go
+AT_ONCE = 4_000_000  # bytes of a run that are taken in its turn; then the others have theirs
 PACKED_AT_ONCE = 1_000_000  # bytes
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 TIDY_EVERY = 3600  # seconds
 KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a file open for ten minutes
+KEEP_KNOWN = 60  # seconds after a confirmed run's last record, for which its lines are known; then they are read again
 
 Teller = Callable[[str], None]
 
@@ -63,6 +64,7 @@ def collect(
     tidied_at = -math.inf
     while True:
         found = set(runs_taken_in())
+        is_all = True
         for path in known.keys() - found:
             del known[path]
         for path in sorted(found):
@@ -75,7 +77,7 @@ def collect(
             try:
                 if path not in known:
                     known[path] = Assembly(path, say, alarm)
-                known[path].advance(asked_to_stop)
+                is_all = known[path].advance(asked_to_stop) and is_all
                 known[path].clean_up()
                 if troubles.pop(path, None):
                     say(f"{name}: goes on")
@@ -91,7 +93,7 @@ def collect(
             take_back_receipts(alarm)
             if compress_after is not None:
                 compress(datetime.now(UTC) - compress_after, alarm, asked_to_stop)
-        if not wait():
+        if is_all and not wait():
             return
 
 
@@ -199,11 +201,9 @@ class Assembly:
         self._intake, self._run, self._say, self._alarm = intake, intake.stem, say, alarm
         self._log = (paths.COLLECTED / self.name).with_suffix(".log")
         self._receipt = (paths.RECEIPTS / self.name).with_suffix(".json")
-        self._offset = 0
         self._key = secrets.token_bytes(16)  # nobody outside can make two lines that look the same by it
-        self._known = array("I")
         self._told: set[str] = set()
-        self._begin()
+        self._start_over()
         self._passed_over = self._read_before_the_receipt()
 
     def _read_before_the_receipt(self) -> int:
@@ -212,6 +212,12 @@ class Assembly:
             return 0
         size, written = self._confirmed.get("intake"), self._intake.stat().st_mtime
         return size if isinstance(size, int) and written < self._receipt.stat().st_mtime else 0
+
+    def _start_over(self) -> None:
+        """Read the intake from its beginning."""
+        self._offset = 0
+        self._known = array("I")
+        self._begin()
 
     def _begin(self) -> None:
         self._next = 1
@@ -240,13 +246,14 @@ class Assembly:
             packed.unlink()
         return receipt
 
-    def advance(self, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
-        """Take what has come since the last time."""
+    def advance(self, asked_to_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Take what has come since the last time, as much as is one turn; return whether that was all."""
         size = self._intake.stat().st_size
         if size <= self._offset or size == self._passed_over:
-            return
+            return True
         self._passed_over = 0
         lines: list[bytes] = []
+        turn_ends = self._offset + AT_ONCE
         with self._intake.open("rb") as file:
             file.seek(self._offset)
             for line in file:
@@ -254,12 +261,13 @@ class Assembly:
                     break  # it is being written; or read when the service is there again
                 self._offset += len(line)
                 self._take(line.strip() + b"\n", lines)
-                if len(lines) > AT_ONCE:
-                    self._append(lines)
-                    lines.clear()
+                if self._offset >= turn_ends:
+                    break
+        is_all = self._offset < turn_ends
         self._append(lines)
         if self._end and self._next > self._end["count"]:  # more lines than that are no agreement either
             (self._compare if self._confirmed else self._close)(self._end)
+        return is_all
 
     def _take(self, line: bytes, lines: list[bytes]) -> None:
         """Take one record: in its turn, before its turn, or once more."""
@@ -355,9 +363,7 @@ class Assembly:
             self._alarm(
                 f"{self.name}: the digest of its {end['count']} lines is not the host's; they are kept as {aside}"
             )
-            self._offset = 0
-            self._known = array("I")
-            self._begin()
+            self._start_over()
             return
         if self._written <= end["count"]:
             self._append([f"{end['time']} end {end['count']} lines, sha256 {end['sha256']}\n".encode()])
@@ -382,9 +388,16 @@ class Assembly:
         self._begin()
 
     def clean_up(self) -> None:
-        """Remove the intake of a confirmed run when nothing more has come for it for a while."""
-        if self._confirmed and time.time() - self._intake.stat().st_mtime > KEEP_INTAKE:
+        """Of a confirmed run for which nothing more comes, forget what its lines were; then remove the intake."""
+        if not self._confirmed:
+            return
+        seen = self._intake.stat()
+        idle = time.time() - seen.st_mtime
+        if idle > KEEP_INTAKE:
             self._intake.unlink()
+        elif idle > KEEP_KNOWN and self._known:
+            self._start_over()
+            self._passed_over = seen.st_size
 
 
 def whole_lines(path: Path) -> int:
