@@ -581,3 +581,79 @@ def test_the_lines_of_a_run_that_was_confirmed_are_soon_forgotten_and_a_forged_o
     while not assembly.advance():
         pass
     assert "is not the one of its number" in collector.alarms[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_is_changed_after_its_receipt_is_told_and_never_shown_as_if_it_were_well(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str], packed: bool
+) -> None:
+    path = confirmed(tmp_path, collector, [b"one", b"two"])
+    if packed:
+        aged(path, 8)
+        collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+        path = path.with_suffix(".log.gz")
+    collector.look()
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0
+    assert (collector.alarms, capsys.readouterr().err) == ([], "")
+    seen = path.stat()
+    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    forged = content.replace(b"two", b"owt")
+    path.write_bytes(gzip.compress(forged) if packed else forged)
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    collector.look()
+    assert [alarm for alarm in collector.alarms if "is not what was confirmed" in alarm]
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 70
+    assert "is not what was confirmed" in capsys.readouterr().err
+
+
+def test_a_file_that_is_changed_while_the_service_runs_is_told_once(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "TIDY_EVERY", 0)
+    path = confirmed(tmp_path, collector, [b"one", b"two"])
+    guard = collect.Guard(collector.alarms.append)
+    guard.look()
+    assert collector.alarms == []
+    with path.open("ab") as file:
+        file.write(b"2026-11-23T03:00:00Z stdout three\n")
+    guard.look()
+    guard.look()
+    assert len(collector.alarms) == 1
+
+
+def test_a_file_that_is_changed_before_its_receipt_is_written_anew(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two"])
+    collector.take_in(records[0])
+    collector.look()
+    path = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+    path.write_bytes(path.read_bytes().replace(b"one", b"own"))
+    collector.take_in(b"".join(records[1:]))
+    looks = iter([True, True, False])
+    collect.collect(collector.said.append, collector.alarms.append, looks.__next__)
+    assert "was changed before it was confirmed" in collector.alarms[0]
+    assert [line.split()[2] for line in collector.log[:2]] == ["one", "two"]
+    assert collector.receipt
+
+
+def test_a_receipt_of_an_earlier_version_stays_good(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    confirmed(tmp_path, collector, [b"one"])
+    receipt = paths.RECEIPTS / "batch-1/arxlive" / f"{RUN}.json"
+    receipt.write_text(json.dumps({key: value for key, value in collector.receipt.items() if key != "log_sha256"}))
+    collector.look()
+    assert cli.main(["logs", "arxlive"]) == 2  # this host has a pipeline of that name, and no run
+    capsys.readouterr()
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0
+    assert (collector.alarms, capsys.readouterr().err) == ([], "")
+
+
+def test_a_log_that_is_not_confirmed_is_shown_as_that(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collector.take_in(spooled(tmp_path, [b"one", b"two"])[0])
+    collector.look()
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "one\n"
+    assert "is not confirmed" in shown.err

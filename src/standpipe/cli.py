@@ -689,8 +689,12 @@ def show_collected(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return bool(arguments.follow)
 
-    for entry in collected.read(collected.find(arguments.name, arguments.host, arguments.run), tell, growing):
+    path = collected.find(arguments.name, arguments.host, arguments.run)
+    for entry in collected.read(path, tell, growing):
         show(entry)
+    sys.stdout.flush()
+    if told := collected.standing(path, tell):
+        print(f"standpipe: {told}", file=sys.stderr)
     return InternalError.exit_code if damaged else 0
 
 

@@ -18,9 +18,11 @@ import re
 import secrets
 import shutil
 import time
+import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ MOST_KNOWN = 2_000_000  # lines of a run of which four bytes are kept, to tell o
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 4_000_000  # bytes of a run that are taken in its turn; then the others have theirs
 PACKED_AT_ONCE = 1_000_000  # bytes
+HELD_AT_ONCE = (
+    8  # pieces of files that are held against their receipts, of a megabyte each; then receipts have their turn
+)
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 TIDY_EVERY = 3600  # seconds
@@ -61,6 +66,7 @@ def collect(
     known: dict[Path, Assembly] = {}
     troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
     disks = Disks(alarm, say)
+    guard = Guard(alarm)
     tidied_at = -math.inf
     while True:
         found = set(runs_taken_in())
@@ -88,6 +94,7 @@ def collect(
                 troubles[path] = (message, time.monotonic() + TRY_AGAIN)
                 known.pop(path, None)  # it begins anew, from what is on disk
         disks.look()
+        guard.look()
         if time.monotonic() - tidied_at > TIDY_EVERY:
             tidied_at = time.monotonic()
             take_back_receipts(alarm)
@@ -121,6 +128,56 @@ class Disks:
             elif path in self._full:
                 self._full.discard(path)
                 self._say(f"{path}: {usage.free / 1e6:.0f} MB are free again")
+
+
+class Guard:
+    """Holds the files of confirmed runs against their receipts: each once, and within an hour after it was touched."""
+
+    def __init__(self, alarm: Teller) -> None:
+        """Begin with nothing known."""
+        self._alarm = alarm
+        self._known: dict[Path, tuple[int, ...]] = {}
+        self._rounds = self._go_around()
+
+    def look(self) -> None:
+        """Look at some more of them."""
+        for _ in range(HELD_AT_ONCE):
+            next(self._rounds)
+
+    def _go_around(self) -> Iterator[None]:
+        while True:
+            began = time.monotonic()
+            found = sorted(logs_of_runs())
+            for path in self._known.keys() - set(found):
+                del self._known[path]
+            for path in found:
+                yield from self._hold(path)
+            yield
+            while time.monotonic() - began < TIDY_EVERY:
+                yield
+
+    def _hold(self, path: Path) -> Iterator[None]:
+        try:
+            seen = path.stat()
+            identity = (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+            if self._known.get(path) == identity or not (receipt := receipt_of(path)):
+                return
+            for wrong in changes(path, receipt):
+                if wrong:
+                    self._alarm(wrong)
+                yield
+            self._known[path] = identity
+        except FileNotFoundError:
+            return  # compressed, or removed by its age
+        except OSError as error:
+            self._alarm(f"{path} cannot be read: {error.strerror}")
+
+
+def logs_of_runs(host: str = "*", pipeline: str = "*") -> Iterator[Path]:
+    """Yield the files of runs, compressed or not."""
+    for path in paths.COLLECTED.glob(f"{host}/{pipeline}/*.log*"):
+        if RUN.fullmatch(path.name.partition(".")[0]) and path.suffix in (".log", ".gz"):
+            yield path
 
 
 def take_back_receipts(alarm: Teller) -> None:
@@ -222,6 +279,7 @@ class Assembly:
     def _begin(self) -> None:
         self._next = 1
         self._digest = hashlib.sha256()
+        self._shown = hashlib.sha256()
         self._waiting: dict[int, bytes] = {}
         self._waiting_size = 0
         self._end: dict[str, Any] | None = None
@@ -335,12 +393,15 @@ class Assembly:
         self._digest.update(line)
         if len(self._known) == self._next - 1 < MOST_KNOWN:
             self._known.append(self._trace(line))
-        if self._next > self._written and not self._confirmed:
+        if not self._confirmed:
             text = spool.one_line(spool.text(record))
             goes_on = "+" if record.get("continues") else ""
-            lines.append(f"{record['time']} {record['stream']}{goes_on} {text}\n".encode())
-            if record["stream"] == "standpipe":
-                self._alarm(f"{self.name}: {text}")
+            shown = f"{record['time']} {record['stream']}{goes_on} {text}\n".encode()
+            self._shown.update(shown)
+            if self._next > self._written:
+                lines.append(shown)
+                if record["stream"] == "standpipe":
+                    self._alarm(f"{self.name}: {text}")
         self._next += 1
 
     def _append(self, lines: list[bytes]) -> None:
@@ -365,12 +426,20 @@ class Assembly:
             )
             self._start_over()
             return
+        ending = f"end {end['count']} lines, sha256 {end['sha256']}\n"
         if self._written <= end["count"]:
-            self._append([f"{end['time']} end {end['count']} lines, sha256 {end['sha256']}\n".encode()])
+            self._append([f"{end['time']} {ending}".encode()])
+        log_sha256 = digest_of_log(self._log, end["count"], self._shown.hexdigest(), ending)
+        if log_sha256 is None:
+            self._log.unlink()
+            self._alarm(f"{self.name}: its file was changed before it was confirmed; it is written anew")
+            self._start_over()
+            return
         spool.flush(self._log)
         host, pipeline, run = self.name.split("/")
         receipt = {"schema": 1, "host": host, "pipeline": pipeline, "run": run}
         receipt |= {"count": end["count"], "sha256": end["sha256"], "received_at": f"{datetime.now(UTC):%FT%TZ}"}
+        receipt |= {"log_sha256": log_sha256}  # of the run's file, which outlasts the intake
         receipt |= {"intake": self._offset}  # bytes, so that nobody reads them again for nothing
         self._receipt.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         unfinished = self._receipt.with_suffix(".unfinished")
@@ -411,6 +480,46 @@ def whole_lines(path: Path) -> int:
                 count, size = count + 1, size + len(line)
     os.truncate(path, size)
     return count
+
+
+def digest_of_log(path: Path, count: int, shown: str, ending: str) -> str | None:
+    """Return the SHA-256 of a run's file, or None where it is not the lines that are shown, and their ending."""
+    digest, number, lines, last = hashlib.sha256(), -1, "", b""
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if number == count:
+                lines, last = digest.hexdigest(), line
+            digest.update(line)
+    is_same = number == count and lines == shown and last.partition(b" ")[2] == ending.encode()
+    return digest.hexdigest() if is_same else None
+
+
+def receipt_of(log: Path) -> dict[str, Any] | None:
+    """Return the receipt that was given for a run's file, if there is one."""
+    name = log.relative_to(paths.COLLECTED).parent / f"{log.name.partition('.')[0]}.json"
+    return read_receipt(paths.RECEIPTS / name)
+
+
+def opened(path: Path) -> BufferedReader | gzip.GzipFile:
+    """Open a run's file, compressed or not."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def changes(path: Path, receipt: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a confirmed run's file, if anything is; before that, an empty text for each piece."""
+    if "log_sha256" not in receipt:
+        return  # one of an earlier version says nothing of the file
+    digest = hashlib.sha256()
+    try:
+        with opened(path) as file:
+            while piece := file.read(PACKED_AT_ONCE):
+                digest.update(piece)
+                yield ""
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        yield f"{path} is damaged: {error}"
+        return
+    if digest.hexdigest() != receipt["log_sha256"]:
+        yield f"{path} is not what was confirmed: it was changed after that"
 
 
 def read_receipt(path: Path) -> dict[str, Any] | None:

@@ -6,13 +6,11 @@ import gzip
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
-from standpipe import paths
 from standpipe.errors import UsageError
-from standpipe.logs.collect import HOST, PIPELINE, RUN, Teller
+from standpipe.logs.collect import HOST, PIPELINE, Teller, changes, logs_of_runs, opened, receipt_of
 
 
 class Entry(NamedTuple):
@@ -31,9 +29,7 @@ def files(pipeline: str | None = None, host: str | None = None) -> list[Path]:
     for name, pattern in ((pipeline, PIPELINE), (host, HOST)):
         if name is not None and not pattern.fullmatch(name):
             raise UsageError(f"{name!r} cannot be the name of a host or a pipeline")
-    found = paths.COLLECTED.glob(f"{host or '*'}/{pipeline or '*'}/*.log*")
-    runs = (path for path in found if RUN.fullmatch(run_of(path)) and path.suffix in (".log", ".gz"))
-    return sorted(runs, key=run_of, reverse=True)
+    return sorted(logs_of_runs(host or "*", pipeline or "*"), key=run_of, reverse=True)
 
 
 def find(pipeline: str, host: str | None, run: str | None) -> Path:
@@ -57,9 +53,15 @@ def label(path: Path) -> str:
     return f"{path.parts[-3]}/{path.parts[-2]}/{run_of(path)}"
 
 
-def opened(path: Path) -> BufferedReader | gzip.GzipFile:
-    """Open a run's file, compressed or not."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def standing(path: Path, damage: Teller) -> str | None:
+    """Return why a run's file may not be whole, or None; where it is no longer what was confirmed, that is damage."""
+    receipt = receipt_of(path)
+    if receipt is None:
+        return f"the log of {label(path)} is not confirmed: the run goes on, or lines of it have not come"
+    for wrong in changes(path, receipt):
+        if wrong:
+            damage(wrong)
+    return None
 
 
 def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
