@@ -657,3 +657,55 @@ def test_a_log_that_is_not_confirmed_is_shown_as_that(
     shown = capsys.readouterr()
     assert shown.out == "one\n"
     assert "is not confirmed" in shown.err
+
+
+def test_a_gap_that_stays_and_a_run_that_falls_silent_are_told_once(tmp_path: Path, collector: Collector) -> None:
+    records = spooled(tmp_path, [b"one", b"two", b"three"])
+    collector.take_in(records[0] + records[2])
+    assembly = collect.Assembly(collector.intake, collector.said.append, collector.alarms.append)
+    for age, more, told in ((0, b"", 0), (0.5, b"", 0), (1.1, b"", 1), (0, records[3], 1), (0.01, b"", 2)):
+        collector.take_in(more)
+        aged(collector.intake, age)
+        for _ in range(2):
+            assembly.advance()
+            assembly.clean_up()
+        assert len(collector.alarms) == told
+    assert "no line has come for a day" in collector.alarms[0]
+    assert "its end came, and line 2 of 3 has not" in collector.alarms[1]
+
+
+def test_lines_that_cannot_wait_for_their_turn_are_told(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "MOST_WAITING", 300)
+    records = spooled(tmp_path, [b"%d" % number for number in range(9)])
+    collector.take_in(b"".join(records[1:]))
+    collector.look()
+    assert len(collector.alarms) == 1
+    assert "line 1 is missing" in collector.alarms[0]
+    collector.take_in(b"".join(records))
+    collector.look()
+    assert collector.receipt["count"] == 9
+
+
+def test_following_ends_where_the_file_is_set_aside(tmp_path: Path, collector: Collector) -> None:
+    collector.take_in(spooled(tmp_path, [b"one"])[0])
+    collector.look()
+    path = collected.find("arxlive", None, None)
+    threading.Timer(0.3, path.unlink).start()
+    told: list[str] = []
+    assert [entry.text for entry in collected.read(path, told.append, lambda: True)] == ["one"]
+    assert "was set aside" in told[0]
+
+
+def test_a_text_is_found_across_the_cut_of_a_long_line_and_in_a_system_s_logs(collector: Collector) -> None:
+    path = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+    path.parent.mkdir(parents=True)
+    moment = "2026-11-23T03:00:00Z"
+    path.write_text(f"{moment} stdout+ a nee\n{moment} stderr dle no\n{moment} stdout+ dle\n{moment} stdout no\n")
+    (path.parents[1] / "system-2026-11-23.log").write_text(f"{moment} sshd the needle\n")
+    found = [
+        (collected.label(path), text) for path, (_, _, text) in collected.search("needle", None, None, pytest.fail)
+    ]
+    assert found == [(f"batch-1/arxlive/{RUN}", "dle"), ("batch-1/system-2026-11-23", "the needle")]
+    assert len(list(collected.search("needle", "arxlive", None, pytest.fail))) == 1

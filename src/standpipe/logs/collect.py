@@ -46,6 +46,8 @@ TRY_AGAIN = 10  # seconds after which a run's file that could not be written is 
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 TIDY_EVERY = 3600  # seconds
 KEEP_INTAKE = 3600  # seconds after a run's last record; rsyslog itself keeps a file open for ten minutes
+GAP_STAYS = 600  # seconds after an end that came with lines missing; the host sends all again after half of them
+QUIET_FOR = 86400  # seconds without a record and without an end
 KEEP_KNOWN = 60  # seconds after a confirmed run's last record, for which its lines are known; then they are read again
 
 Teller = Callable[[str], None]
@@ -352,6 +354,10 @@ class Assembly:
         elif record["seq"] > self._next and self._waiting_size + len(line) <= MOST_WAITING:
             self._waiting_size += len(line) - len(self._waiting.get(record["seq"], b""))
             self._waiting[record["seq"]] = line
+        elif record["seq"] > self._next:
+            self._tell_once(
+                f"line {self._next} is missing, and more come after it than can wait: they are to come again"
+            )
 
     def _comes_otherwise(self, line: bytes, number: int) -> bool:
         """Say whether a line is another than that of its number which came before, or waits for its turn."""
@@ -363,7 +369,7 @@ class Assembly:
         return int.from_bytes(hashlib.blake2b(line, digest_size=4, key=self._key).digest())
 
     def _tell_once(self, what: str) -> None:
-        """Tell what somebody forges, once: he can do so as often as he likes."""
+        """Tell what goes on, or what somebody forges, once: he can do so as often as he likes."""
         if what not in self._told:
             self._told.add(what)
             self._alarm(f"{self.name}: {what}")
@@ -457,12 +463,17 @@ class Assembly:
         self._begin()
 
     def clean_up(self) -> None:
-        """Of a confirmed run for which nothing more comes, forget what its lines were; then remove the intake."""
-        if not self._confirmed:
-            return
+        """Where nothing more comes: of a confirmed run, forget its lines, then remove the intake; tell of any other."""
         seen = self._intake.stat()
         idle = time.time() - seen.st_mtime
-        if idle > KEEP_INTAKE:
+        if not self._confirmed:
+            if self._end and idle > GAP_STAYS:
+                self._tell_once(
+                    f"its end came, and line {self._next} of {self._end['count']} has not: it is not confirmed"
+                )
+            elif not self._end and idle > QUIET_FOR:
+                self._tell_once("no line has come for a day, and no end: it is not confirmed")
+        elif idle > KEEP_INTAKE:
             self._intake.unlink()
         elif idle > KEEP_KNOWN and self._known:
             self._start_over()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from standpipe import paths
 from standpipe.errors import UsageError
 from standpipe.logs.collect import HOST, PIPELINE, Teller, changes, logs_of_runs, opened, receipt_of
 
@@ -49,8 +51,8 @@ def run_of(path: Path) -> str:
 
 
 def label(path: Path) -> str:
-    """Name a run's file as HOST/PIPELINE/RUN."""
-    return f"{path.parts[-3]}/{path.parts[-2]}/{run_of(path)}"
+    """Name a run's file as HOST/PIPELINE/RUN, and a system's as HOST/system-DAY."""
+    return str(path.relative_to(paths.COLLECTED).with_name(run_of(path)))
 
 
 def standing(path: Path, damage: Teller) -> str | None:
@@ -83,16 +85,30 @@ def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) 
                 yield entry
             if not more:
                 return
+            if os.fstat(file.fileno()).st_nlink == 0:
+                tell(f"{path} was set aside, or removed: journalctl -u standpipe-collect; what comes anew has another")
+                return
             file.seek(-len(line), 1)  # a line that is being written
             time.sleep(0.2)
 
 
 def search(text: str, pipeline: str | None, host: str | None, tell: Teller) -> Iterator[tuple[Path, Entry]]:
-    """Yield each line that has a text in it, with the file it stands in, newest run first; tell of damaged files."""
-    for path in files(pipeline, host):
+    """Yield each line that has a text in it, with the file it stands in, newest run first; tell of damaged files.
+
+    Where a line came in pieces, a text across their cut is found in the later one. What the hosts' systems logged comes
+    last, unless a pipeline is named.
+    """
+    runs = files(pipeline, host)
+    systems = [] if pipeline else sorted(paths.COLLECTED.glob(f"{host or '*'}/system-*.log*"), reverse=True)
+    for path in [*runs, *systems]:
+        before: dict[str, str] = {}  # how the last piece of a stream ended
         try:
             for entry in read(path, tell):
-                if text in entry.text:
+                stream = entry.stream.removesuffix("+")
+                seen = before.pop(stream, "") + entry.text
+                if text in seen:
                     yield path, entry
+                if entry.stream != stream and len(text) > 1:
+                    before[stream] = seen[1 - len(text) :]
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             tell(f"{path} is damaged: {error}")
