@@ -159,6 +159,9 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument(
         "--compress-after", type=int, metavar="DAYS", help="compress runs' files that are older (never, unless given)"
     )
+    collect.add_argument(
+        "--tell", action="store_true", help="pass on to notify_urls what was warned of since the last time, and end"
+    )
     collect.set_defaults(call=call_collect)
 
     budget = commands.add_parser(
@@ -702,11 +705,12 @@ def call_doctor(arguments: argparse.Namespace) -> int:
     """Show what was looked at; the exit code is that of the first thing that is wrong."""
     from contextlib import suppress
 
-    from standpipe.doctor import examine
+    from standpipe.doctor import examine, runs_pipelines
     from standpipe.engines.compose import ComposeEngine
 
-    with suppress(StandpipeError):  # what is wrong with the ledger is a finding of its own
-        settled_ledger().close()
+    if runs_pipelines():
+        with suppress(StandpipeError):  # what is wrong with the ledger is a finding of its own
+            settled_ledger().close()
     findings = list(examine(ComposeEngine()))
     ill = [finding for finding in findings if finding.remedy]
     if arguments.json:
@@ -761,6 +765,12 @@ def call_collect(arguments: argparse.Namespace) -> int:
     import signal
     from threading import Event
 
+    if arguments.tell:
+        from standpipe import notify
+
+        require_root()
+        notify.tell_of_alarms(note)
+        return 0
     from standpipe.logs import collect
 
     ended = Event()

@@ -14,6 +14,7 @@ from standpipe import budgets, certificates, configuration, paths
 from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, clock_went_back
+from standpipe.logs import alarms, spool
 from standpipe.logs.receipts import Receipts, is_overdue
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
@@ -33,14 +34,43 @@ class Finding:
 
 
 def examine(engine: Engine) -> Iterator[Finding]:
-    """Look at everything in turn."""
+    """Look at everything in turn; on a host that only collects, at what a collector needs."""
+    if paths.COLLECTOR.exists():
+        yield from look_at_collector()
+    if runs_pipelines():
+        yield from look_at_runner(engine)
+
+
+def runs_pipelines() -> bool:
+    """Say whether this host runs pipelines, or would be expected to, as it is no collector either."""
+    return paths.SETTINGS.exists() or not paths.COLLECTOR.exists()
+
+
+def look_at_collector() -> Iterator[Finding]:
+    """See that logs are taken in and confirmed, that there is room for them, and what was warned of lately."""
+    yield from look_at_services("rsyslog", "standpipe-collect", "standpipe-receipts", "standpipe-alarms.timer")
+    yield from look_at_disks(paths.COLLECTED, paths.INTAKE)
+    yield from look_at_certificates()
+    try:
+        warned = alarms.since()
+    except StandpipeError as error:
+        yield Finding("alarms", "cannot be read", str(error), error.exit_code)
+        return
+    remedy = "journalctl -u standpipe-collect -p warning" if warned else None
+    last = f"; the last: {spool.one_line(warned[-1].text.encode())}" if warned else ""
+    yield Finding("alarms", f"{len(warned)} in the last day{last}", remedy, 69)
+
+
+def look_at_runner(engine: Engine) -> Iterator[Finding]:
+    """Look at what a run needs."""
     yield look_at_engine(engine)
     yield look_at_ledger()
     yield from look_at_clock()
-    yield from look_at_disks()
-    yield from look_at_services()
+    yield from look_at_disks(Path("/var/lib/docker"), paths.STATE, paths.SPOOL)
+    yield from look_at_services("cronie", "rsyslog", "standpiped")
     yield from look_at_metadata()
-    yield from look_at_certificates()
+    if not paths.COLLECTOR.exists():
+        yield from look_at_certificates()
     yield from look_at_receipts()
     yield from look_at_budgets()
     for name in configuration.names():
@@ -78,18 +108,18 @@ def look_at_clock() -> Iterator[Finding]:
         yield Finding("clock", told, "timedatectl; then standpipe catch-up")
 
 
-def look_at_disks() -> Iterator[Finding]:
-    """See that images, ledger and spool have room."""
-    for path in (Path("/var/lib/docker"), paths.STATE, paths.SPOOL):
+def look_at_disks(*places: Path) -> Iterator[Finding]:
+    """See that there is room."""
+    for path in places:
         if path.exists():
             free = shutil.disk_usage(path).free
             remedy = None if free >= ENOUGH_DISK else "free some space: docker system df; du -xh /var | sort -h | tail"
             yield Finding(f"disk {path}", f"{free / 1e9:.1f} GB free", remedy, 73)
 
 
-def look_at_services() -> Iterator[Finding]:
-    """See that what starts runs, and what ships logs, is active."""
-    for service in ("cronie", "rsyslog", "standpiped"):
+def look_at_services(*services: str) -> Iterator[Finding]:
+    """See that services are active."""
+    for service in services:
         answer = subprocess.run(["systemctl", "is-active", service], capture_output=True, text=True, check=False)
         state = answer.stdout.strip() or "unknown"
         remedy = None if state == "active" else f"systemctl status {service}; or run site.yml on this host"

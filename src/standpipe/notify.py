@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,8 @@ PING_TIMEOUT = 10  # seconds
 
 SLOTS_LISTED = 20
 LONGEST_LINE = 2000  # characters of a log's line in a message
+ALARMS_LISTED = 20
+ALARMS_EVERY = 3600  # seconds
 
 # What a log has and an image's settings have not; the rest is `scan`'s to know.
 SECRETS = (
@@ -224,6 +227,31 @@ def warn_of(database: spending.Database, terms: spending.Terms, urls: list[str])
     with spending.books(database) as opened:
         opened.take_back_warning(terms)
     return "a warning could not be sent; it is tried again"
+
+
+def tell_of_alarms(say: Callable[[str], None]) -> None:
+    """Send word of what this collector has warned of since the last time; after that, not again for an hour."""
+    from standpipe.logs import alarms
+
+    chosen, place = settings(), paths.ALARMS_TOLD
+    told = place.exists()
+    if not chosen.urls or (told and time.time() - place.stat().st_mtime < ALARMS_EVERY):
+        return
+    found = alarms.since(place.read_text() if told else None)
+    if not found:
+        return
+    shown = [without_secrets(spool.one_line(one.text.encode()), set(), Detector()) for one in found[:ALARMS_LISTED]]
+    more = len(found) - len(shown)
+    body = "\n".join(shown + ([f"and {more} more: journalctl -u standpipe-collect -p warning"] if more else []))
+    title = f"collector {socket.gethostname()}: {len(found)} {'alarms' if len(found) > 1 else 'alarm'}"
+    taken = [send(url, title, body) for url in chosen.urls]
+    if not all(taken):
+        say(f"word of {len(found)} alarms could not be sent to {taken.count(False)} of {len(taken)} addresses")
+    if any(taken):  # whoever took it is not told again because of another
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = place.with_suffix(".unfinished")
+        unfinished.write_text(found[-1].cursor)
+        unfinished.rename(place)
 
 
 def ping(say: Callable[[str], None]) -> None:

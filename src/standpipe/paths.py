@@ -43,6 +43,8 @@ PIPELINE_SOCKETS = ROOT / "run/standpipe/pipelines"
 COLLECT = ROOT / "var/lib/standpipe-collect"
 INTAKE = COLLECT / "intake"
 RECEIPTS = COLLECT / "receipts"
+COLLECTOR = ROOT / "etc/standpipe/receipts.conf"
+ALARMS_TOLD = STATE / "alarms-told"
 COLLECTED = ROOT / "var/log/standpipe"
 
 
