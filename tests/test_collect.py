@@ -709,3 +709,22 @@ def test_a_text_is_found_across_the_cut_of_a_long_line_and_in_a_system_s_logs(co
     ]
     assert found == [(f"batch-1/arxlive/{RUN}", "dle"), ("batch-1/system-2026-11-23", "the needle")]
     assert len(list(collected.search("needle", "arxlive", None, pytest.fail))) == 1
+
+
+def test_what_rsyslog_rejects_is_told_once_an_hour(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.COLLECTED.mkdir(parents=True)
+    paths.REJECTED.write_text("old\n")
+    aged(paths.REJECTED, 1)
+    rejected = collect.Rejected(collector.alarms.append)
+    rejected.look()
+    assert collector.alarms == []
+    paths.REJECTED.write_text("one\n")
+    rejected.look()
+    paths.REJECTED.write_text("two\n")
+    rejected.look()
+    assert len(collector.alarms) == 1
+    assert "was rejected" in collector.alarms[0]
+    monkeypatch.setattr(collect, "TIDY_EVERY", 0)
+    aged(paths.REJECTED, -0.001)
+    rejected.look()
+    assert len(collector.alarms) == 2

@@ -46,6 +46,7 @@ RECEIPTS = COLLECT / "receipts"
 COLLECTOR = ROOT / "etc/standpipe/receipts.conf"
 ALARMS_TOLD = STATE / "alarms-told"
 COLLECTED = ROOT / "var/log/standpipe"
+REJECTED = COLLECTED / "rejected.log"
 
 
 def compose_file(pipeline: str) -> Path:

@@ -68,7 +68,7 @@ def collect(
     known: dict[Path, Assembly] = {}
     troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
     disks = Disks(alarm, say)
-    guard = Guard(alarm)
+    guard, rejected = Guard(alarm), Rejected(alarm)
     tidied_at = -math.inf
     while True:
         found = set(runs_taken_in())
@@ -97,6 +97,7 @@ def collect(
                 known.pop(path, None)  # it begins anew, from what is on disk
         disks.look()
         guard.look()
+        rejected.look()
         if time.monotonic() - tidied_at > TIDY_EVERY:
             tidied_at = time.monotonic()
             take_back_receipts(alarm)
@@ -130,6 +131,25 @@ class Disks:
             elif path in self._full:
                 self._full.discard(path)
                 self._say(f"{path}: {usage.free / 1e6:.0f} MB are free again")
+
+
+class Rejected:
+    """Tells when rsyslog rejects what no host may have sent, once an hour at most."""
+
+    def __init__(self, alarm: Teller) -> None:
+        """Begin with what was rejected in the last hour."""
+        self._alarm = alarm
+        self._told_until = time.time() - TIDY_EVERY
+        self._told_at = -math.inf
+
+    def look(self) -> None:
+        """Look whether there is more."""
+        if time.monotonic() - self._told_at < TIDY_EVERY or not paths.REJECTED.exists():
+            return
+        written = paths.REJECTED.stat().st_mtime
+        if written > self._told_until:
+            self._told_until, self._told_at = written, time.monotonic()
+            self._alarm(f"{paths.REJECTED}: what no host may send, or not in that name, came in and was rejected")
 
 
 class Guard:
