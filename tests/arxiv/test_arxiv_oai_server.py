@@ -81,20 +81,35 @@ def test_a_form_is_answered_like_a_query(serve: Serve) -> None:
     assert answer.text.count("<record>") == 3
 
 
-def test_pages_say_where_they_are_and_how_long_the_list_is(serve: Serve) -> None:
-    server = serve(papers_of("2026-11-19", 5), "--page-size", "2")
+def tokens_of_a_list_of_5(server: Server) -> list[dict[str, str]]:
+    """Read a list to its end, and return the attributes of its tokens."""
     query = "verb=ListRecords&metadataPrefix=arXiv"
-    cursors = []
+    attributes = []
     while True:
         token = ask(server, query).find(f".//{OAI}resumptionToken")
         assert token is not None
-        assert token.get("completeListSize") == "5"
-        cursors.append(token.get("cursor"))
+        attributes.append(token.attrib)
         if not token.text:
-            break
+            return attributes
         assert "%" in token.text
         query = f"verb=ListRecords&resumptionToken={quote(token.text, safe='')}"
-    assert cursors == ["0", "2", "4"]
+
+
+def test_pages_say_as_at_arxiv_when_their_token_ends_and_nothing_of_the_list(serve: Serve) -> None:
+    tokens = tokens_of_a_list_of_5(serve(papers_of("2026-11-19", 5), "--page-size", "2"))
+    assert [list(attributes) for attributes in tokens] == [["expirationDate"], ["expirationDate"], []]
+
+
+def test_pages_say_if_told_to_where_they_are_and_how_long_the_list_is(serve: Serve) -> None:
+    tokens = tokens_of_a_list_of_5(serve(papers_of("2026-11-19", 5), "--page-size", "2", "--list-size"))
+    assert [attributes["cursor"] for attributes in tokens] == ["0", "2", "4"]
+    assert {attributes["completeListSize"] for attributes in tokens} == {"5"}
+
+
+def test_a_list_that_is_shorter_by_now_than_a_tokens_offset_has_as_at_arxiv_no_records(serve: Serve) -> None:
+    server = serve(papers_of("2026-11-19", 3), "--page-size", "2", "--shrink-after-page", "1")
+    token = ask(server, "verb=ListRecords&metadataPrefix=arXiv").findtext(f".//{OAI}resumptionToken")
+    assert error(server, f"verb=ListRecords&resumptionToken={quote(token or '', safe='')}") == "noRecordsMatch"
 
 
 def test_a_token_of_yesterday_has_expired(serve: Serve) -> None:

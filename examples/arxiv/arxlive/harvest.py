@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -27,7 +28,7 @@ from oaipmh_scythe.response import OAIResponse
 from arxlive.records import OAI, Record, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from arxlive.store import Progress
 
@@ -47,9 +48,10 @@ class Page:
     """One page of a day's list.
 
     `number` and `so_far` (records up to and with this page) start anew when the day is begun anew;
-    `size` is how many records the server says the day has, where it says so. `last` is true on the
-    last page only, after everything that can be checked of the whole was. `day_over` is true if the
-    day had ended, by the server's clock, when the reading began: then nothing can join it any more.
+    `size` is how many records the server says the day has, where it says so; `digest` is of the
+    identifiers so far, whatever their order. `last` is true on the last page only, after everything
+    that can be checked of the whole was. `day_over` is true if the day had ended, by the server's
+    clock, when the reading began: then nothing can join it any more.
     """
 
     records: list[Record]
@@ -58,7 +60,20 @@ class Page:
     size: int | None
     last: bool
     day_over: bool
+    digest: int = 0
     token: str = ""  # what the next page is asked for with, and until when, as the server says it
+    expires: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One page of any list as it came; `listing` is None where nothing matches at all."""
+
+    number: int
+    root: ET.Element
+    listing: ET.Element | None = None
+    size: int | None = None
+    token: str = ""
     expires: str = ""
 
 
@@ -81,7 +96,14 @@ def read_day(
     repeated after a broken connection, 429, 5xx or a page that is not whole. A refused resumption
     token begins the day anew, RESTARTS times: whoever stores the pages must bear to see a record
     again. `since` is where an earlier reading was broken off: it goes on there, if its token is still
-    taken and the list is as long as it was; else it begins anew. An empty day is one empty page.
+    taken; else it begins anew. An empty day is one empty page.
+
+    A list that changes while it is read begins the day anew as well. A paper that is revised leaves a
+    day that is over, and all after it move up: a token that counts by offset would pass over as many
+    as have left. Where the server says how long the list is, that shows it; where it does not, as at
+    arXiv, the identifiers of a list of more than one page are asked for before its last page is given,
+    and must be those that were read.
+
     Raises HarvestError, or the library's OAIPMHException for an error that the server names.
     """
     config = HTTPConfig(user_agent=f"arxlive {HTTPConfig.user_agent}")
@@ -107,59 +129,100 @@ def read_day(
 def _one_pass(
     client: Scythe, day: date, set_spec: str, pace: float, retries: int, since: Progress | None
 ) -> Iterator[Page]:
-    query = {
-        "verb": "ListRecords",
-        "metadataPrefix": "arXiv",
-        "from": day.isoformat(),
-        "until": day.isoformat(),
-    }
+    window = {"metadataPrefix": "arXiv", "from": day.isoformat(), "until": day.isoformat()}
     if set_spec:
-        query["set"] = set_spec
-    tokens = set()
+        window["set"] = set_spec
+    query = {"verb": "ListRecords", **window}
     size = None
-    so_far = 0
+    so_far = digest = 0
     day_over = False
     first = 1
     if since is not None and not _expired(since.expires):
-        first, so_far, size, day_over = since.number + 1, since.so_far, since.size, True
+        first, so_far, size, digest, day_over = since.number + 1, since.so_far, since.size, since.digest, True
         query = {"verb": "ListRecords", "resumptionToken": since.token}
         log.info("%s: going on after page %d, %d records", day, since.number, so_far)
+    for part in _parts(client, day, query, first, pace, retries):
+        number = part.number
+        if number == 1:
+            day_over = _response_date(part.root).date() > day
+        if part.listing is None:
+            yield Page([], number, 0, None, last=True, day_over=day_over)
+            return
+        records = [parse(element) for element in part.listing.iterfind(f"{OAI}record")]
+        so_far += len(records)
+        digest ^= _digest(part.listing.iterfind(f"{OAI}record/{OAI}header"))
+        if part.size is not None:
+            if day_over and size not in (None, part.size):
+                raise _Changed(f"the list had {size} records, and has {part.size}")
+            size = part.size
+        if not part.token:
+            _check_size(day, so_far, size, day_over)
+            if size is None and day_over and number > 1:
+                _check_identifiers(client, day, window, pace, retries, (so_far, digest))
+        yield Page(
+            records, number, so_far, size,
+            last=not part.token, day_over=day_over, digest=digest, token=part.token, expires=part.expires,
+        )  # fmt: skip
+
+
+def _parts(client: Scythe, day: date, query: dict[str, str], first: int, pace: float, retries: int) -> Iterator[_Part]:
+    """Yield a list page by page, from its page `first` on, for which `query` asks."""
+    verb = query["verb"]
+    tokens = set()
     for number in itertools.count(first):
         answer, root = _ask(client, query, pace, retries)
-        if number == 1:
-            day_over = _response_date(root).date() > day
         try:
             if root.find(f"{OAI}error") is not None:  # the library reads the document a second time
                 answer.raise_for_oaipmh_error()
         except NoRecordsMatch:
-            if number > 1:
-                raise HarvestError(f"{day}: no records match, in the middle of the list") from None
-            yield Page([], number, 0, None, last=True, day_over=day_over)
+            if number > 1:  # so arXiv says that the list is shorter by now than the token's offset
+                raise _Changed("no records match, in the middle of the list") from None
+            yield _Part(number, root)
             return
-        listing = root.find(f"{OAI}ListRecords")
+        listing = root.find(f"{OAI}{verb}")
         if listing is None:
             raise HarvestError(f"{day}: page {number} is no list of records")
-        records = [parse(element) for element in listing.iterfind(f"{OAI}record")]
-        so_far += len(records)
         token = listing.find(f"{OAI}resumptionToken")
+        if token is None:
+            yield _Part(number, root, listing)
+            return
+        stated = token.get("completeListSize", "")
+        size = int(stated) if stated.isdecimal() else None
         # Exactly as it came: a token means something to its server alone.
-        resume = (token.text or "") if token is not None else ""
-        if token is not None and (stated := token.get("completeListSize", "")).isdecimal():
-            # A paper that is revised leaves a day that is over, and all after it move up: a token that
-            # counts by offset would pass over as many as have left.
-            if day_over and size not in (None, int(stated)):
-                raise _Changed(f"the list had {size} records, and has {stated}")
-            size = int(stated)
+        resume = token.text or ""
         if not resume.strip():
-            _check_size(day, so_far, size, day_over)
-            yield Page(records, number, so_far, size, last=True, day_over=day_over)
+            yield _Part(number, root, listing, size)
             return
         if resume in tokens:
             raise HarvestError(f"{day}: page {number} leads back to an earlier one")
         tokens.add(resume)
-        expires = (token.get("expirationDate") or "") if token is not None else ""
-        yield Page(records, number, so_far, size, last=False, day_over=day_over, token=resume, expires=expires)
-        query = {"verb": "ListRecords", "resumptionToken": resume}
+        yield _Part(number, root, listing, size, resume, token.get("expirationDate") or "")
+        query = {"verb": verb, "resumptionToken": resume}
+
+
+def _check_identifiers(
+    client: Scythe, day: date, window: dict[str, str], pace: float, retries: int, read: tuple[int, int]
+) -> None:
+    """Hold what was read, its number and digest, against the identifiers that the list has now.
+
+    Of a day that is over papers only leave. If one that was passed over is there, one that was read
+    before it has left, and the two differ, whatever leaves while this is asked.
+    """
+    number = digest = 0
+    for part in _parts(client, day, {"verb": "ListIdentifiers", **window}, 1, pace, retries):
+        headers = [] if part.listing is None else part.listing.findall(f"{OAI}header")
+        number += len(headers)
+        digest ^= _digest(headers)
+    if (number, digest) != read:
+        raise _Changed(f"{read[0]} records were read, and the list has {number} now, not all the same")
+
+
+def _digest(headers: Iterable[ET.Element]) -> int:
+    digest = 0
+    for header in headers:
+        identifier = (header.findtext(f"{OAI}identifier") or "").strip()
+        digest ^= int.from_bytes(blake2b(identifier.encode(), digest_size=8).digest()) >> 1  # a column is signed
+    return digest
 
 
 def _expired(expires: str) -> bool:

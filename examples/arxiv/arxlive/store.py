@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Connection,
     Double,
     Engine,
@@ -100,17 +101,19 @@ class Mark(Base):
 class Progress(Base):
     """Up to which page a day's list was stored, and the token that the rest is asked for with.
 
-    It is written with each page and removed with the mark.
+    `size` is empty where the server does not say it. It is written with each page and removed with
+    the mark.
     """
 
-    __tablename__ = "progress"
+    __tablename__ = "reading"  # a table `progress` is an older version's, without the digest
 
     day: Mapped[date] = mapped_column(primary_key=True)
     set_spec: Mapped[str] = mapped_column(String(80), primary_key=True)
     base_url: Mapped[str] = mapped_column(Text)
     number: Mapped[int]
     so_far: Mapped[int]
-    size: Mapped[int]
+    size: Mapped[int | None]
+    digest: Mapped[int] = mapped_column(BigInteger)
     token: Mapped[str] = mapped_column(Text)
     expires: Mapped[str] = mapped_column(String(40))
 
@@ -185,8 +188,8 @@ def save(engine: Engine, day: date, set_spec: str, page: Page, base_url: str = "
             connection.execute(delete(Mark).filter_by(**where))
             mark = {"done": page.day_over, "records": page.so_far, "read_at": time.time()}
             connection.execute(insert(Mark).values(**where, **mark))
-        elif page.token and page.day_over and page.size is not None:
-            so_far = {"number": page.number, "so_far": page.so_far, "size": page.size}
+        elif page.token and page.day_over:
+            so_far = {"number": page.number, "so_far": page.so_far, "size": page.size, "digest": page.digest}
             token = {"base_url": base_url, "token": page.token, "expires": page.expires}
             connection.execute(insert(Progress).values(**where, **so_far, **token))
 
@@ -238,8 +241,8 @@ def _see(connection: Connection, day: date, kinds: dict[str, str]) -> None:
 def progress_of(engine: Engine, day: date, set_spec: str, base_url: str) -> Progress | None:
     """Return where the reading of a day was broken off and can go on; None where it begins anew.
 
-    It can where the day had ended before the reading began and the server says how many records the
-    list has: only then can it be told that the list is still the one that was begun.
+    It can where the day had ended before the reading began: only then can it be told that the list is
+    still the one that was begun.
     """
     with Session(engine) as session:
         kept = session.get(Progress, (day, set_spec))

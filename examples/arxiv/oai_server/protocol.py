@@ -1,7 +1,9 @@
 """OAI-PMH 2.0: from a request's arguments to the XML that answers it.
 
 https://openarchives.org/OAI/openarchivesprotocol.html. Granularity is the day, as at arXiv; and as
-there a resumption token is a percent-encoded query that counts by offset and ends at midnight UTC.
+there a resumption token is a percent-encoded query that counts by offset in the list as it is at that
+moment and ends at midnight UTC, says nothing of the list's length, and leads to noRecordsMatch where
+the list has become shorter than its offset.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ ARGUMENTS: dict[str, tuple[set[str], set[str]]] = {
     "ListRecords": LIST,
     "ListIdentifiers": LIST,
 }
+HEADERS = 8  # so many times a page's records are a page's headers, as at arXiv
 RESUMABLE = {"ListRecords", "ListIdentifiers", "ListSets"}
 
 
@@ -56,8 +59,8 @@ class Repository:
     items: Callable[[], list[Item]]
     page_size: int
     token_tail: str = ""
+    state_size: bool = False  # whether completeListSize and cursor are given
     overstate: int = 0  # added to completeListSize
-    state_size: bool = True  # whether completeListSize is given at all
     _lists: dict[tuple[str, ...], tuple[list[Item], list[Item]]] = field(default_factory=dict)
 
     def page_number(self, arguments: list[tuple[str, str]]) -> int:
@@ -139,28 +142,23 @@ class Repository:
         prefix = _prefix(given["metadataPrefix"])
         first, last = _window(given)
         chosen = self._chosen(first, last, prefix, given.get("set", ""))
-        if not chosen:
-            raise OaiError("noRecordsMatch", "nothing in these days and this set")
-        if skip >= len(chosen) and skip:
-            raise OaiError("badResumptionToken", "the list ends before this")
-        page = chosen[skip : skip + self.page_size]
+        if skip >= len(chosen):
+            raise OaiError("noRecordsMatch", "nothing in these days and this set, or not as much")
+        page = chosen[skip : skip + self.page_size * (HEADERS if verb == "ListIdentifiers" else 1)]
         if verb == "ListRecords":
             listed = "".join(_record(item, prefix) for item in page)
         else:
             listed = "".join(_header(item) for item in page)
         if len(page) == len(chosen):
             return listed
-        size = f' completeListSize="{len(chosen) + self.overstate}"' if self.state_size else ""
+        size = f' completeListSize="{len(chosen) + self.overstate}" cursor="{skip}"' if self.state_size else ""
         if skip + len(page) == len(chosen):
-            return f'{listed}<resumptionToken cursor="{skip}"{size}/>'
+            return f"{listed}<resumptionToken{size}/>"
         midnight = datetime.combine(datetime.now(UTC).date() + timedelta(days=1), datetime.min.time())
         expires = f"{midnight.isoformat()}Z"
         state = {"verb": verb, **given, "skip": str(skip + len(page)), "expires": expires}
         token = quote(urlencode(state), safe="") + self.token_tail
-        return (
-            f'{listed}<resumptionToken expirationDate="{expires}" cursor="{skip}"{size}>'
-            f"{escape(token)}</resumptionToken>"
-        )
+        return f'{listed}<resumptionToken expirationDate="{expires}"{size}>{escape(token)}</resumptionToken>'
 
     def _resume(self, token: str) -> dict[str, str]:
         state = dict(parse_qsl(unquote(token.removesuffix(self.token_tail))))

@@ -109,8 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             return whole[: len(whole) * 2 // 3]
         if strikes("html", options.html_page, page):
             return b"<!DOCTYPE html><html><body>Down for maintenance<br></body></html>"
-        if page == options.shrink_after_page:
-            self.faults.gone = 1
+        if strikes("shrink", options.shrink_after_page, page):
+            self.faults.gone += 1
         return whole
 
     def _send(self, status: int, kind: str, body: bytes, *headers: tuple[str, str]) -> None:
@@ -145,8 +145,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--until", type=_day_or_today, default="today", metavar="DATE",
         help="the last of these days, or 'today' (UTC, at each request)")  # fmt: skip
     add("--token-tail", default="", help="appended to every resumption token")
-    add("--no-list-size", action="store_true", help="give no completeListSize")
-    add("--overstate", type=int, default=0, metavar="N", help="added to completeListSize")
+    add("--list-size", action="store_true", help="give completeListSize and cursor, which arXiv does not")
+    add("--overstate", type=int, default=0, metavar="N", help="added to completeListSize, which is given then")
     add("--busy-every", type=int, default=0, metavar="N", help="every N-th request finds it busy")
     add("--busy-first", type=int, default=0, metavar="N", help="the first N requests of each client")
     add("--busy-status", type=int, default=503, choices=(429, 503))
@@ -158,7 +158,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--error-on-page", type=int, metavar="K", help="answer page K with --error")
     add("--error", default="badArgument", metavar="CODE")
     add("--shrink-after-page", type=int, metavar="K",
-        help="once page K was sent, the first paper has left, as one that was revised does")  # fmt: skip
+        help="once page K was sent, the first paper leaves, as one that is revised does")  # fmt: skip
     add("--fault-times", type=int, metavar="N", help="each of these N times; default: always")
     add("--slow", type=float, default=0.0, metavar="S", help="seconds before each answer")
     options = parser.parse_args(argv)
@@ -187,8 +187,8 @@ def main(argv: list[str] | None = None) -> int:
         lambda: papers(options.until or datetime.now(UTC).date(), faults.gone),
         options.page_size,
         options.token_tail,
+        options.list_size or bool(options.overstate),
         options.overstate,
-        not options.no_list_size,
     )
     # As PID 1 of a container a process without a handler would not hear SIGTERM at all.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
