@@ -75,6 +75,15 @@ def matches(tmp_path: Path) -> dict[str, Any]:
     return written
 
 
+def test_a_record_that_cannot_be_read_keeps_no_other_paper_from_being_matched(
+    serve: Serve, serve_works: ServeWorks, tmp_path: Path
+) -> None:
+    server = serve([*papers_of(str(DAY), 1), {"id": "2001.00002", "datestamp": str(DAY), "bare": True}])
+    said = matching(server, serve_works([held(1)]), tmp_path, 30, STANDPIPE_LOCAL_BUDGETS=str(budgets(tmp_path)))
+    assert "records that cannot be read: 1" in said
+    assert rows(tmp_path, "select work from matched") == [("W1",)]
+
+
 def test_papers_are_matched_after_the_harvest_and_a_second_run_asks_nothing(
     serve: Serve, serve_works: ServeWorks, tmp_path: Path
 ) -> None:

@@ -13,8 +13,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from arxlive.harvest import RESTARTS, HarvestError, read_day, retry_after
-from arxlive.records import RecordError
-from arxlive.store import Paper, Progress, Sighting, mark_of, open_store, progress_of, save
+from arxlive.store import Paper, Progress, Sighting, Unread, mark_of, open_store, progress_of, save, unread
 from arxlive.tasks import HarvestDay
 
 from .conftest import REAL_RECORDS, needs_real_records, paper, papers_of
@@ -289,10 +288,39 @@ def test_a_deleted_paper_that_comes_back_is_there_again(serve: Serve, tmp_path: 
     assert not stored(tmp_path)["2001.00001"].deleted
 
 
-def test_a_record_without_metadata_fails_the_day_by_name(serve: Serve, tmp_path: Path) -> None:
-    bare = {"id": "2001.00007", "datestamp": str(DAY), "bare": True}
-    with pytest.raises(RecordError, match=r"oai:arXiv\.org:2001\.00007: no metadata"):
-        harvest(serve([*papers_of(str(DAY), 3), bare]), tmp_path)
+def with_a_bad_one(place: int = 7) -> list[dict[str, Any]]:
+    """Return the day's 25 papers, one of them without metadata."""
+    papers = papers_of(str(DAY), 25)
+    papers[place - 1] = {"id": papers[place - 1]["id"], "datestamp": str(DAY), "bare": True}
+    return papers
+
+
+def test_a_record_that_cannot_be_read_is_kept_and_named_and_the_others_are_stored(serve: Serve, tmp_path: Path) -> None:
+    task = harvest(serve(with_a_bad_one()), tmp_path)
+    assert list(stored(tmp_path)) == IDS_OF_25[:6] + IDS_OF_25[7:]
+    assert not is_done(tmp_path)
+    assert task.complete()  # what hangs on the day goes on in this run
+    named = [f"{DAY}: oai:arXiv.org:2001.00007: no metadata, and not deleted"]
+    assert unread(task.engine(), 9) == (1, named)
+    with Session(task.engine()) as session:
+        kept = session.scalars(select(Unread)).one()
+    assert kept.place == 7
+    assert "2001.00007" in kept.xml
+
+    harvest(serve(papers_of(str(DAY), 25)), tmp_path)
+    assert list(stored(tmp_path)) == IDS_OF_25
+    assert unread(task.engine(), 9) == (0, [])
+    assert is_done(tmp_path)
+
+
+def test_a_record_that_cannot_be_read_is_not_forgotten_where_the_reading_is_broken_off(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(with_a_bad_one())
+    broken_off(server, tmp_path, 2)
+    task = harvest(server, tmp_path)
+    assert begun(server) == 1
+    assert unread(task.engine(), 9)[0] == 1
     assert not is_done(tmp_path)
 
 

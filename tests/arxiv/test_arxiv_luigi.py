@@ -137,12 +137,25 @@ def test_the_date_of_today_reads_the_day_under_way_each_time(serve: Serve, tmp_p
     assert [sum(f"from={day}" in path for path in asked) for day in (yesterday, today)] == [1, 2]
 
 
-def test_one_bad_day_fails_the_run_and_not_the_other_days(serve: Serve, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_read_fails_the_run_and_nothing_else(serve: Serve, tmp_path: Path) -> None:
     bare = {"id": "2001.00002", "datestamp": str(DAY - timedelta(days=1)), "bare": True}
     server = serve([*papers_of(str(DAY), 1), bare])
     parameters = ("--date", str(DAY), "--production", "--lookback-days", "2")
+    for _ in range(2):
+        said = luigi(server, tmp_path, *parameters, exit_code=30)
+        fault = f"{DAY - timedelta(days=1)}: oai:arXiv.org:2001.00002: no metadata, and not deleted"
+        assert f"records that cannot be read: 1, so their days are not done; {fault}" in said
+    assert report(tmp_path, DAY)["unreadable"] == {"records": 1, "named": [fault]}
+    assert report(tmp_path, DAY)["final"] is False
+    assert report(tmp_path, DAY)["new"] == 1
+    assert rows(tmp_path, "select count(*) from mark where done") == [(2,)]
+
+
+def test_a_day_that_the_server_fails_fails_the_run_and_not_the_other_days(serve: Serve, tmp_path: Path) -> None:
+    server = serve(papers_of(str(DAY), 12), "--error-on-page", "2")
+    parameters = ("--date", str(DAY), "--production", "--lookback-days", "2")
     said = luigi(server, tmp_path, *parameters, exit_code=30)
-    assert "oai:arXiv.org:2001.00002: no metadata, and not deleted" in said
+    assert "told to fail" in said
     assert not (tmp_path / "data" / "reports").exists()
     assert rows(tmp_path, "select count(*) from mark where done") == [(2,)]
 

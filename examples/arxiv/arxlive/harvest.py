@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
@@ -25,7 +25,7 @@ from oaipmh_scythe.config import HTTPConfig
 from oaipmh_scythe.exceptions import BadResumptionToken, NoRecordsMatch
 from oaipmh_scythe.response import OAIResponse
 
-from arxlive.records import OAI, Record, parse
+from arxlive.records import OAI, BadRecord, Record, RecordError, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ class HarvestError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a day's list.
+    """One page of a day's list: the records that can be read, and those that cannot.
 
     `number` and `so_far` (records up to and with this page) start anew when the day is begun anew;
     `size` is how many records the server says the day has, where it says so; `digest` is of the
@@ -61,6 +61,7 @@ class Page:
     last: bool
     day_over: bool
     digest: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
     token: str = ""  # what the next page is asked for with, and until when, as the server says it
     expires: str = ""
 
@@ -148,8 +149,13 @@ def _one_pass(
         if part.listing is None:
             yield Page([], number, 0, None, last=True, day_over=day_over)
             return
-        records = [parse(element) for element in part.listing.iterfind(f"{OAI}record")]
-        so_far += len(records)
+        records, bad = [], []
+        for element in part.listing.iterfind(f"{OAI}record"):
+            so_far += 1
+            try:
+                records.append(parse(element))
+            except RecordError as error:
+                bad.append(BadRecord(so_far, str(error), ET.tostring(element, encoding="unicode")))
         digest ^= _digest(part.listing.iterfind(f"{OAI}record/{OAI}header"))
         if part.size is not None:
             if day_over and size not in (None, part.size):
@@ -161,7 +167,7 @@ def _one_pass(
                 _check_identifiers(client, day, window, pace, retries, (so_far, digest))
         yield Page(
             records, number, so_far, size,
-            last=not part.token, day_over=day_over, digest=digest, token=part.token, expires=part.expires,
+            last=not part.token, day_over=day_over, digest=digest, bad=bad, token=part.token, expires=part.expires,
         )  # fmt: skip
 
 

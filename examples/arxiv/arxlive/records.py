@@ -23,6 +23,15 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that could not be read: its place in the day's list, what is wrong, and its XML."""
+
+    place: int
+    fault: str
+    xml: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A paper as a list of one day shows it; of a deleted one only the first three fields are
     known.

@@ -7,6 +7,7 @@ process writes at a time; whoever reads sees whole pages only.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +86,8 @@ class Sighting(Base):
 class Mark(Base):
     """That a day's list was read to its end, at `read_at` (seconds since the epoch).
 
-    `done` is false as long as it was read only before the day had ended. `set_spec` is empty for
-    all sets.
+    `done` is false as long as it was read only before the day had ended, or with records that could
+    not be read. `set_spec` is empty for all sets.
     """
 
     __tablename__ = "mark"
@@ -116,6 +117,21 @@ class Progress(Base):
     digest: Mapped[int] = mapped_column(BigInteger)
     token: Mapped[str] = mapped_column(Text)
     expires: Mapped[str] = mapped_column(String(40))
+
+
+class Unread(Base):
+    """A record of a day's list that could not be read: where it stood, why, and its XML.
+
+    It is written with its page, and removed when the day is read anew.
+    """
+
+    __tablename__ = "unread"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    set_spec: Mapped[str] = mapped_column(String(80), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fault: Mapped[str] = mapped_column(Text)
+    xml: Mapped[str] = mapped_column(Text)
 
 
 class Asked(Base):
@@ -177,16 +193,22 @@ def open_store(url: str) -> Engine:
 def save(engine: Engine, day: date, set_spec: str, page: Page, base_url: str = "") -> None:
     """Store one page of a day in one transaction, and with the last page the day's mark.
 
-    With any other page, where the list goes on: see `progress_of`.
+    A day of which a record could not be read is marked as read, but not as done. With any other page,
+    where the list goes on: see `progress_of`.
     """
     with engine.begin() as connection:
         for start in range(0, len(page.records), ASKED_AT_ONCE):
             _upsert(connection, day, page.records[start : start + ASKED_AT_ONCE])
         where = {"day": day, "set_spec": set_spec}
         connection.execute(delete(Progress).filter_by(**where))
+        if page.number == 1:
+            connection.execute(delete(Unread).filter_by(**where))
+        if page.bad:
+            connection.execute(insert(Unread), [{**where, **asdict(one)} for one in page.bad])
         if page.last:
+            bad = connection.scalar(select(func.count()).select_from(Unread).filter_by(**where))
             connection.execute(delete(Mark).filter_by(**where))
-            mark = {"done": page.day_over, "records": page.so_far, "read_at": time.time()}
+            mark = {"done": page.day_over and not bad, "records": page.so_far, "read_at": time.time()}
             connection.execute(insert(Mark).values(**where, **mark))
         elif page.token and page.day_over:
             so_far = {"number": page.number, "so_far": page.so_far, "size": page.size, "digest": page.digest}
@@ -253,6 +275,20 @@ def mark_of(engine: Engine, day: date, set_spec: str) -> Mark | None:
     """Return the mark of a day and set; None if its list was never read to its end."""
     with Session(engine) as session:
         return session.get(Mark, (day, set_spec))
+
+
+def unread(
+    engine: Engine, most: int, days: Iterable[date] | None = None, set_specs: Iterable[str] = ()
+) -> tuple[int, list[str]]:
+    """Count the records that could not be read, of certain days and sets or of all; name up to `most`.
+
+    The newest come first, each as `DAY: what is wrong with it`.
+    """
+    of = [] if days is None else [Unread.day.in_(list(days)), Unread.set_spec.in_(list(set_specs))]
+    query = select(Unread.day, Unread.fault).where(*of).order_by(Unread.day.desc(), Unread.place).limit(most)
+    with Session(engine) as session:
+        number = session.scalar(select(func.count()).select_from(Unread).where(*of)) or 0
+        return number, [f"{day}: {fault}" for day, fault in session.execute(query)]
 
 
 def newest_done(engine: Engine, before: date, set_spec: str) -> date | None:

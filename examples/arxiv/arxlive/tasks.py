@@ -31,6 +31,7 @@ from arxlive import store
 from arxlive.harvest import read_day
 from arxlive.match import Client, Outcome, match
 from arxlive.openalex import Spent, by_dois, by_title
+from arxlive.records import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("luigi-interface.arxlive")
 T = TypeVar("T", bound="ArxivTask")
+
+MOST_NAMED = 50  # records that cannot be read, in a report or an error
 
 # One moment for the whole run: one that passes midnight does not change its mind about its days.
 STARTED = dt.datetime.now(dt.UTC)
@@ -113,8 +116,9 @@ class ArxivTask(luigi.Task):
 class HarvestDay(ArxivTask):
     """The papers whose datestamp is `day`, in one set or (an empty `set_spec`) in all.
 
-    Done when the day's list was read to its end after the day's own end; for a day still under way,
-    when it was read to its end since this run began.
+    Done when the day's list was read to its end after the day's own end; for a day still under way, or
+    one with records that cannot be read, when it was read to its end since this run began. For the
+    latter RootTask fails, once the report is written and the papers are matched.
     """
 
     day = luigi.DateParameter()
@@ -142,8 +146,12 @@ class HarvestDay(ArxivTask):
             store.save(self.engine(), self.day, self.set_spec, page, self.base_url)
             of = "" if page.size is None else f" of {page.size}"
             log.info("%s: page %d, %d records so far%s", name, page.number, page.so_far, of)
+            for bad in page.bad:
+                log.error("%s: a record that cannot be read: %s", name, bad.fault)
             if page.last:
-                end = "done" if page.day_over else "to be read again, as the day has not ended"
+                mark = store.mark_of(self.engine(), self.day, self.set_spec)
+                why = "it has records that cannot be read" if page.day_over else "the day has not ended"
+                end = "done" if mark is not None and mark.done else f"to be read again, as {why}"
                 log.info("%s: read to its end, %d records; %s", name, page.so_far, end)
 
 
@@ -205,6 +213,7 @@ class Report(DatedTask):
         days = self.days()
         counts = store.sightings_by_day(engine, days)
         marks = {day: [store.mark_of(engine, day, spec) for spec in self.set_specs()] for day in days}
+        bad, named = store.unread(engine, MOST_NAMED)
         done = {day: all(mark is not None and mark.done for mark in marks[day]) for day in days}
         report: dict[str, Any] = {
             "date": self.date.isoformat(),
@@ -217,6 +226,7 @@ class Report(DatedTask):
             "deleted": sum(count["deleted"] for count in counts.values()),
             "papers_in_store": store.papers_in_store(engine),
             "never_harvested": self._gaps(engine, days[0]),
+            "unreadable": {"records": bad, "named": named},
             "days": [{"day": day.isoformat(), "done": done[day], **counts[day]} for day in days],
         }
         with self.output().open("w") as out:  # type: ignore[no-untyped-call]  # likewise
@@ -326,3 +336,9 @@ class RootTask(DatedTask, luigi.WrapperTask):
         yield self.derive(Report)
         if self.openalex_url:
             yield self.derive(MatchPapers)
+
+    def run(self) -> None:
+        """Fail if a record of these days could not be read: its paper is not in the store."""
+        number, named = store.unread(self.engine(), MOST_NAMED, self.days(), self.set_specs())
+        if number:
+            raise RecordError(f"records that cannot be read: {number}, so their days are not done; {'; '.join(named)}")
