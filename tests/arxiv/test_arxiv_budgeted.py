@@ -148,6 +148,21 @@ def test_what_is_repeated_is_paid_for_again(serve: Serve, serve_works: ServeWork
     assert spent(declared) == cost(openalex) == Decimal("0.0005")
 
 
+def test_a_paper_without_an_answer_fails_the_run_by_name_after_all_else_and_the_next_run_succeeds(
+    serve: Serve, serve_works: ServeWorks, tmp_path: Path
+) -> None:
+    server = serve(papers_of(str(DAY), 9))
+    openalex = serve_works([held(n) for n in range(1, 10)], "--poison", "2001.00004", "--poison-status", "400")
+    declared = str(budgets(tmp_path))
+    said = matching(server, openalex, tmp_path, 30, STANDPIPE_LOCAL_BUDGETS=declared)
+    name = "2001.00004, by DOI: HTTP 400 from OpenAlex: told to fail"
+    assert f"no answer from OpenAlex: 1; {name}" in said
+    written = matches(tmp_path)
+    assert (written["final"], written["found_by_doi"], written["unanswered"]) == (False, 8, [name])
+    matching(server, openalex, tmp_path, STANDPIPE_LOCAL_BUDGETS=declared)
+    assert matches(tmp_path)["final"] is True
+
+
 def test_without_a_budget_no_call_goes_out_and_the_harvest_stays(
     serve: Serve, serve_works: ServeWorks, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from arxlive.harvest import Page
 from arxlive.match import Client, Outcome, match
 from arxlive.openalex import OpenAlexError, Spent
 from arxlive.records import Record
-from arxlive.store import Asked, Matched, open_store, save
+from arxlive.store import Alone, Asked, Matched, open_store, save
 
 from .conftest import EXAMPLE, work
 
@@ -213,15 +213,67 @@ def test_a_budget_that_ends_leaves_the_rest_to_the_next_night(
     assert server.counts() == {"list": 4, "refused": 1}
 
 
-def test_an_answer_that_cannot_be_used_stores_nothing_and_is_asked_for_again(
+def test_a_list_without_a_usable_answer_is_asked_for_in_halves(
     serve_works: ServeWorks, engine: Engine, session: requests.Session
 ) -> None:
-    server = serve_works([held(1)], "--html-first", "3")
-    add(engine, record(1))
-    with pytest.raises(OpenAlexError):
+    server = serve_works([held(1), held(2)], "--html-first", "3")
+    add(engine, record(1), record(2))
+    outcome = night(engine, server, session)
+    assert (outcome.found_by_doi, outcome.unanswered) == (2, [])
+    assert server.counts() == {"list": 3 + 2}
+
+
+@pytest.mark.parametrize("status", ["400", "500"])
+def test_a_paper_whose_dois_get_no_answer_is_asked_for_alone_at_doubling_intervals_and_the_others_go_on(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session, status: str
+) -> None:
+    numbers = range(250)
+    server = serve_works([held(n) for n in numbers], "--poison", "2001.00007", "--poison-status", status)
+    add(engine, *[record(number) for number in numbers])
+    outcome = night(engine, server, session)
+    assert (outcome.asked_by_doi, outcome.found_by_doi, outcome.left_by_doi) == (250, 249, 0)
+    assert outcome.unanswered == [f"2001.00007, by DOI: HTTP {status} from OpenAlex: told to fail"]
+    assert server.counts()["list"] <= 3 + 2 * 7
+
+    asked_again = []
+    for age in range(1, 32):
+        before = server.counts()["list"]
+        # Another paper that is new each night: a call that goes out anyway is not filled with the one that spoils it.
+        add(engine, record(1000 + age))
+        outcome = night(engine, server, session, NIGHT + timedelta(days=age), titles=0)
+        calls = server.counts()["list"] - before
+        if outcome.unanswered:
+            asked_again.append(age)
+        assert calls == 1 + len(outcome.unanswered)
+    assert asked_again == [1, 3, 7, 15, 31]
+
+    healthy = serve_works([held(n) for n in numbers])
+    assert night(engine, healthy, session, NIGHT + timedelta(days=63), titles=0).found_by_doi == 1
+    with Session(engine) as opened:
+        assert opened.scalars(select(Alone)).all() == []
+
+
+def test_a_title_that_gets_no_answer_keeps_no_other_from_being_asked_for(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session
+) -> None:
+    server = serve_works([held(n, None) for n in range(3)], "--poison", "number 0")
+    add(engine, *[record(number) for number in range(3)])
+    night(engine, server, session)
+    outcome = night(engine, server, session, NIGHT + timedelta(days=40))
+    assert set(matched(engine)) == {"2001.00001", "2001.00002"}
+    assert outcome.unanswered == ["2001.00000, by title: HTTP 500 from OpenAlex: told to fail"]
+    assert night(engine, server, session, NIGHT + timedelta(days=41)).asked_by_title == 0
+
+
+def test_where_nobody_answers_the_run_ends_after_a_few_questions_and_puts_nothing_off(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session
+) -> None:
+    server = serve_works([held(n) for n in range(250)], "--busy-every", "1")
+    add(engine, *[record(number) for number in range(250)])
+    with pytest.raises(OpenAlexError, match="9 questions in a row without an answer: HTTP 503"):
         night(engine, server, session)
+    assert server.counts() == {"list": 9}
     assert asked(engine) == {}
-    assert night(engine, server, session).found_by_doi == 1
 
 
 def test_deleted_papers_are_not_asked_for(serve_works: ServeWorks, engine: Engine, session: requests.Session) -> None:

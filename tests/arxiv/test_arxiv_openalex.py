@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from arxlive.openalex import OpenAlexError, Spent, asked_for, by_dois, by_title
+from arxlive.openalex import OpenAlexError, Spent, Unanswered, asked_for, by_dois, by_title
 
 from .conftest import EXAMPLE, work
 
@@ -114,8 +114,19 @@ def test_a_connection_that_breaks_is_an_error_and_no_empty_answer(
 
 def test_a_server_that_is_down_is_an_error_with_its_status(serve_works: ServeWorks, session: requests.Session) -> None:
     server = serve_works(WORKS, "--busy-first", "1", "--busy-status", "500")
-    with pytest.raises(OpenAlexError, match="HTTP 500"):
+    with pytest.raises(Unanswered, match="HTTP 500"):
         by_title(session, server.base_url, "On the Theory of Games")
+
+
+def test_a_server_that_says_nothing_is_told_from_one_that_is_not_there(
+    serve_works: ServeWorks, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arxlive.openalex.SECONDS", 0.2)
+    server = serve_works(WORKS, "--slow", "1")
+    with pytest.raises(Unanswered, match="no answer of OpenAlex within"):
+        by_title(session, server.base_url, "On the Theory of Games")
+    with pytest.raises(requests.ConnectionError):
+        by_title(session, "http://127.0.0.1:9", "On the Theory of Games")
 
 
 def test_a_day_that_is_spent_is_told_as_such_and_the_next_one_is_not(

@@ -26,6 +26,7 @@ JITTER = 0.15  # of an interval, either way
 COME = 0.4  # a title is first asked for at the age at which this share of papers has come by DOI
 EARLIEST, LATEST = 5, 30  # days: the bounds of that age
 LAST = 365  # days; the longest interval
+DOUBLING = 8  # times at most that the wait of a paper doubles whose DOIs get no answer
 
 
 def next_doi(paper_id: str, first: date, today: date) -> date:
@@ -36,6 +37,11 @@ def next_doi(paper_id: str, first: date, today: date) -> date:
 def next_title(paper_id: str, first: date, today: date) -> date:
     """Return when to ask for a paper's title again."""
     return today + _interval(paper_id, "title", TITLE_GROWTH * (today - first).days)
+
+
+def next_alone(times: int, today: date) -> date:
+    """Return when to ask for a paper's DOIs again, by themselves, that got no answer `times` times."""
+    return today + timedelta(days=2 ** min(times - 1, DOUBLING))
 
 
 def first_title(paper_id: str, age: float) -> timedelta:

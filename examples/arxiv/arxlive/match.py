@@ -3,37 +3,47 @@
 First by DOI, up to a hundred in one call; then, for a few, by title. What was asked is remembered
 whatever the answer was, in one transaction with what it brought, so that a run that ends at any
 moment loses at most the answer of one call, and repeats none.
+
+A question that OpenAlex has no answer to is put off, and the others go on: a list of DOIs is halved
+until the paper is found whose DOIs it does not bear, and that one is from then on asked for alone.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import and_, case, func, or_, select
+from sqlalchemy import and_, case, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from arxlive import asking, rank
-from arxlive.openalex import MOST_DOIS, Candidate
-from arxlive.store import ASKED_AT_ONCE, Asked, Matched, Paper
+from arxlive.openalex import MOST_DOIS, Candidate, OpenAlexError, Unanswered
+from arxlive.store import ASKED_AT_ONCE, Alone, Asked, Matched, Paper
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine
 
 log = logging.getLogger("luigi-interface.arxlive")
 
+T = TypeVar("T")
 Due = tuple[Paper, Asked | None]  # a paper, and what was asked for it
 
 RECENT = 120  # days back from which papers tell how long OpenAlex takes
+# Questions without an answer; after one more nobody is there. Four papers of one list can be found with these.
+MOST_IN_A_ROW = 8
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run asked and found, and what it left: papers that were due and not asked for."""
+    """What a run asked and found, what it left (papers that were due and not asked for), and which
+    papers OpenAlex had no answer for, with what came instead.
+    """
 
     asked_by_doi: int = 0
     asked_by_title: int = 0
@@ -42,6 +52,7 @@ class Outcome:
     left_by_doi: int = 0
     left_by_title: int = 0
     titles_from_age: float = 0.0
+    unanswered: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +63,43 @@ class Client:
     by_title: Callable[[str], list[Candidate]]
 
 
+@dataclass(slots=True)
+class _Patience:
+    """Counts the questions in a row that got no answer, and ends the run when they are too many."""
+
+    in_a_row: int = 0
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Put one question."""
+        try:
+            answer = question()
+        except Unanswered as error:
+            self.in_a_row += 1
+            if self.in_a_row > MOST_IN_A_ROW:
+                raise OpenAlexError(f"{self.in_a_row} questions in a row without an answer: {error}") from error
+            raise
+        self.in_a_row = 0
+        return answer
+
+
 def match(engine: Engine, client: Client, today: date, most_titles: int, outcome: Outcome) -> None:
     """Ask for everything that is due on `today`; of titles at most `most_titles`.
 
     `outcome` is kept up to date call by call: an exception of the client's (its budget is spent, or
     something went wrong) leaves this as it is, after what was asked until then was stored.
     """
+    patience = _Patience()
     try:
         for batch in _due_by_doi(engine, today):
-            found = client.by_dois(_dois(batch))
-            outcome.found_by_doi += _store_dois(engine, batch, found, today)
-            outcome.asked_by_doi += len(batch)
+            _ask_dois(engine, client, batch, today, outcome, patience)
         outcome.titles_from_age = _titles_from_age(engine, today)
         for paper, asked in _due_by_title(engine, today, outcome.titles_from_age, most_titles):
             year = (paper.created or paper.datestamp).year
-            candidates = client.by_title(paper.title or "")
+            try:
+                candidates = patience.ask(partial(client.by_title, paper.title or ""))
+            except Unanswered as error:
+                candidates = []
+                outcome.unanswered.append(f"{paper.paper_id}, by title: {error}")
             best = rank.by_title(paper.title or "", paper.authors or [], year, candidates)
             outcome.found_by_title += _store_title(engine, paper.paper_id, asked, best, today)
             outcome.asked_by_title += 1
@@ -76,19 +109,45 @@ def match(engine: Engine, client: Client, today: date, most_titles: int, outcome
         outcome.left_by_title = sum(1 for _ in _ids_due_by_title(engine, today, outcome.titles_from_age))
 
 
+def _ask_dois(
+    engine: Engine, client: Client, batch: list[Due], today: date, outcome: Outcome, patience: _Patience
+) -> None:
+    """Ask for the DOIs of a list; where there is no answer for its halves, and so on."""
+    parts = deque([batch])
+    while parts:
+        part = parts.popleft()
+        fault = None
+        try:
+            found = patience.ask(partial(client.by_dois, _dois(part)))
+        except Unanswered as error:
+            if len(part) > 1:
+                parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+                continue
+            found, fault = {}, str(error)
+            outcome.unanswered.append(f"{part[0][0].paper_id}, by DOI: {error}")
+        outcome.found_by_doi += _store_dois(engine, part, found, today, fault)
+        outcome.asked_by_doi += len(part)
+
+
 def _unmatched(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     return and_(Paper.deleted.is_(False), Paper.title.is_not(None), Matched.paper_id.is_(None), condition)
 
 
 def _doi_is_due(today: date) -> ColumnElement[bool]:
     # A paper that was asked for without the journal's DOI that it has now is as good as new.
-    return or_(
-        Asked.paper_id.is_(None), Asked.doi_due <= today, func.coalesce(Asked.doi, "") != func.coalesce(Paper.doi, "")
+    return and_(
+        or_(Alone.paper_id.is_(None), Alone.due <= today),
+        or_(
+            Asked.paper_id.is_(None),
+            Asked.doi_due <= today,
+            func.coalesce(Asked.doi, "") != func.coalesce(Paper.doi, ""),
+        ),
     )
 
 
 def _count(engine: Engine, condition: ColumnElement[bool]) -> int:
-    query = select(func.count()).select_from(Paper).outerjoin(Asked).outerjoin(Matched).where(_unmatched(condition))
+    query = select(func.count()).select_from(Paper).outerjoin(Asked).outerjoin(Matched).outerjoin(Alone)
+    query = query.where(_unmatched(condition))
     with Session(engine) as session:
         return session.scalar(query) or 0
 
@@ -97,19 +156,24 @@ def _due_by_doi(engine: Engine, today: date) -> Iterator[list[Due]]:
     """Yield papers whose DOIs make one call, the longest due first, until none is due.
 
     The last call goes out anyway, so it is filled with those that would be due next; but not with
-    any that were asked for today.
+    any that were asked for today. A paper that is to be asked for alone is.
     """
     while True:
         query = (
-            select(Paper, Asked)
+            select(Paper, Asked, Alone)
             .outerjoin(Asked)
             .outerjoin(Matched)
-            .where(_unmatched(or_(_doi_is_due(today), Asked.doi_asked < today)))
+            .outerjoin(Alone)
+            .where(_unmatched(or_(_doi_is_due(today), and_(Alone.paper_id.is_(None), Asked.doi_asked < today))))
             .order_by(case((_doi_is_due(today), 0), else_=1), func.coalesce(Asked.doi_due, date.min), Paper.paper_id)
             .limit(MOST_DOIS)
         )
         with Session(engine, expire_on_commit=False) as session:
-            papers: list[Due] = [(paper, asked) for paper, asked in session.execute(query)]
+            rows = list(session.execute(query))
+        if rows and rows[0].Alone is not None:
+            yield [(rows[0].Paper, rows[0].Asked)]
+            continue
+        papers: list[Due] = [(paper, asked) for paper, asked, alone in rows if alone is None]
         if not papers or not _is_due(papers[0], today):
             return
         batch: list[Due] = []
@@ -136,7 +200,10 @@ def _dois(batch: Sequence[Due]) -> list[str]:
     return list(dois)
 
 
-def _store_dois(engine: Engine, batch: Sequence[Due], found: dict[str, Candidate], today: date) -> int:
+def _store_dois(
+    engine: Engine, batch: Sequence[Due], found: dict[str, Candidate], today: date, fault: str | None
+) -> int:
+    """Store what was asked and found; `fault` is what came in place of an answer for a paper alone."""
     number = 0
     with Session(engine) as session, session.begin():
         ids = [paper.paper_id for paper, asked in batch if asked]
@@ -153,6 +220,14 @@ def _store_dois(engine: Engine, batch: Sequence[Due], found: dict[str, Candidate
             if one is not None:
                 session.add(_matched(paper.paper_id, one, asked.first, today))
                 number += 1
+        if fault is not None:
+            paper_id = batch[0][0].paper_id
+            alone = session.get(Alone, paper_id) or Alone(paper_id=paper_id, times=0)
+            alone.times += 1
+            alone.due, alone.fault = asking.next_alone(alone.times, today), fault
+            session.add(alone)
+        else:
+            session.execute(delete(Alone).where(Alone.paper_id.in_([paper.paper_id for paper, _ in batch])))
     return number
 
 

@@ -30,6 +30,10 @@ class OpenAlexError(RuntimeError):
     """OpenAlex answered something that cannot be used; the message says what."""
 
 
+class Unanswered(OpenAlexError):
+    """OpenAlex has no answer to this question, whatever is repeated; to others it may have."""
+
+
 class Spent(Exception):
     """OpenAlex itself says that nothing is left (429), where no budget said so before."""
 
@@ -111,16 +115,21 @@ def _works(session: requests.Session, url: str) -> list[Candidate]:
     """Send one request, again where its answer is not whole, and return the works."""
     fault = ""
     for _ in range(1 + ASKED_AGAIN):
-        response = session.get(url, timeout=SECONDS)
+        try:
+            response = session.get(url, timeout=SECONDS)
+        except requests.ReadTimeout as error:
+            raise Unanswered(f"no answer of OpenAlex within {SECONDS:.0f} s") from error
         if response.status_code == requests.codes.too_many_requests:
             raise Spent(f"OpenAlex answers 429: {_message(response)}")
         if response.status_code != requests.codes.ok:
-            raise OpenAlexError(f"HTTP {response.status_code} from OpenAlex: {_message(response)}")
+            of_the_key = response.status_code in (requests.codes.unauthorized, requests.codes.forbidden)
+            kind = OpenAlexError if of_the_key else Unanswered
+            raise kind(f"HTTP {response.status_code} from OpenAlex: {_message(response)}")
         try:
             return [_candidate(work) for work in response.json()["results"]]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             fault = f"{type(error).__name__}: {error}"
-    raise OpenAlexError(f"{1 + ASKED_AGAIN} answers of OpenAlex were not whole, the last: {fault}")
+    raise Unanswered(f"{1 + ASKED_AGAIN} answers of OpenAlex were not whole, the last: {fault}")
 
 
 def _candidate(work: dict[str, Any]) -> Candidate:

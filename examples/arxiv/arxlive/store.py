@@ -153,6 +153,20 @@ class Asked(Base):
     title_due: Mapped[date | None] = mapped_column(index=True)
 
 
+class Alone(Base):
+    """A paper whose DOIs got no answer from OpenAlex: they are asked for by themselves, from `due` on.
+
+    `times` is how often they got none, `fault` what came instead. An answer removes it.
+    """
+
+    __tablename__ = "alone"
+
+    paper_id: Mapped[str] = mapped_column(ForeignKey("paper.paper_id"), primary_key=True)
+    times: Mapped[int]
+    due: Mapped[date]
+    fault: Mapped[str] = mapped_column(Text)
+
+
 class Matched(Base):
     """The work of OpenAlex that a paper is.
 

@@ -30,7 +30,7 @@ from sqlalchemy import make_url
 from arxlive import store
 from arxlive.harvest import read_day
 from arxlive.match import Client, Outcome, match
-from arxlive.openalex import Spent, by_dois, by_title
+from arxlive.openalex import OpenAlexError, Spent, by_dois, by_title
 from arxlive.records import RecordError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("luigi-interface.arxlive")
 T = TypeVar("T", bound="ArxivTask")
 
-MOST_NAMED = 50  # records that cannot be read, in a report or an error
+MOST_NAMED = 50  # records or papers, in a report or an error
 
 # One moment for the whole run: one that passes midnight does not change its mind about its days.
 STARTED = dt.datetime.now(dt.UTC)
@@ -261,7 +261,8 @@ class MatchPapers(DatedTask):
     """`reports/DATE-openalex.json`: what OpenAlex was asked for, what was found, and what is left.
 
     A budget that ends is no failure: what was asked until then is stored, the report says what is
-    left, and the task is not done: the next run, of this date or another, goes on there.
+    left, and the task is not done: the next run, of this date or another, goes on there. Papers that
+    OpenAlex has no answer for are put off, and the task fails with their names when all else is done.
     """
 
     resources = {"openalex": 1}  # noqa: RUF012 - as above
@@ -295,7 +296,7 @@ class MatchPapers(DatedTask):
                 ended = str(end)
         report = {
             "date": self.date.isoformat(),
-            "final": ended is None,
+            "final": ended is None and not outcome.unanswered,
             "ended": ended,
             **asdict(outcome),
             "papers_in_store": store.papers_in_store(self.engine()),
@@ -316,6 +317,8 @@ class MatchPapers(DatedTask):
             report["matched_in_store"],
             report["papers_in_store"],
         )
+        if lost := outcome.unanswered:
+            raise OpenAlexError(f"no answer from OpenAlex: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}")
 
 
 def _is_final(path: Path) -> bool:

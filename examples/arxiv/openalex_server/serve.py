@@ -123,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
             body = {"error": "Rate limit exceeded", "message": f"Insufficient budget. Resets in {reset} seconds"}
             self._send(429, body, [*headers, ("Retry-After", str(reset))])
             return
+        poison = self.state.options.poison
+        if poison and poison in unquote(address.query):
+            self._send(self.state.options.poison_status, {"error": "poison", "message": "told to fail"}, headers)
+            return
         key = self.state.options.api_key
         if key and self.headers.get("Authorization") != f"Bearer {key}":
             self._send(401, {"error": "Invalid or missing API key", "message": "see the documentation"}, headers)
@@ -263,6 +267,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     ):
         add(f"--{fault}-every", type=int, default=0, metavar="N", help=f"every N-th time {text}")
         add(f"--{fault}-first", type=int, default=0, metavar="N", help=f"the first N times {text}")
+    add("--poison", default="", metavar="TEXT", help="fail whatever is asked for with this in it")
+    add("--poison-status", type=int, default=500, metavar="STATUS")
     add("--slow", type=float, default=0.0, metavar="S", help="seconds before each answer")
     add("--quiet", action="store_true", help="log no requests")
     return parser.parse_args(argv)
