@@ -161,14 +161,17 @@ def _one_pass(
             if day_over and size not in (None, part.size):
                 raise _Changed(f"the list had {size} records, and has {part.size}")
             size = part.size
-        if not part.token:
-            _check_size(day, so_far, size, day_over)
-            if size is None and day_over and number > 1:
-                _check_identifiers(client, day, window, pace, retries, (so_far, digest))
-        yield Page(
+        page = Page(
             records, number, so_far, size,
             last=not part.token, day_over=day_over, digest=digest, bad=bad, token=part.token, expires=part.expires,
         )  # fmt: skip
+        if not page.last:
+            yield page
+    del part  # the last page's XML: a page of identifiers is as large
+    _check_size(day, so_far, size, day_over)
+    if size is None and day_over and number > 1:
+        _check_identifiers(client, day, window, pace, retries, (so_far, digest))
+    yield page
 
 
 def _parts(client: Scythe, day: date, query: dict[str, str], first: int, pace: float, retries: int) -> Iterator[_Part]:
