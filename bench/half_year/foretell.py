@@ -3,9 +3,10 @@
 
 usage: bench/half_year/foretell.py TRACE     (what simulate.py --trace wrote)
 
-Two questions, for each calendar month of each trace that is in it from its first day to its last: on the tenth, how
+Three questions, for each calendar month of each trace that is in it from its first day to its last: on the tenth, how
 far is the forecast of the month's calls from what they came to? And for limits from half to nine tenths of that, which
-all run dry: how long before the night that finds nothing left did the forecast say so first?
+all run dry: how long before the night that finds nothing left did the forecast say so first? And for limits above
+that, which none reaches: on how many of the month's days did it warn for nothing?
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from standpipe_task.spending import SCALE, State, Terms
 
 NIGHTS = {6, 0, 1, 2, 3}  # Sunday to Thursday
 LIMITS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # of what the month came to
+AMPLE = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5)  # likewise: these months do not run dry
 FIRST = timedelta(days=14)  # without nights to go by, nothing can be foretold
 LOOK = time(4, 0)  # after the night's run; catch-up looks every five minutes
 
@@ -72,6 +74,19 @@ def judge(trace: dict[str, Any]) -> tuple[list[float], list[float], int]:
     return errors, warned, silent
 
 
+def warned_for_nothing(trace: dict[str, Any], share: float) -> list[tuple[int, int]]:
+    """Return, of each month of a trace, on how many days an ample limit may run dry, and on how many it will."""
+    nights = {date.fromisoformat(each["night"]): each["list"] + each["search"] for each in trace["nights"]}
+    found = []
+    for begin, end in months(nights):
+        limit = int(share * sum(calls for day, calls in nights.items() if begin <= day <= end))
+        looks = [foretold(nights, day, limit) for day in days_of(begin, end)]
+        found.append(
+            (sum(look.may_run_dry is not None for look in looks), sum(look.runs_dry is not None for look in looks))
+        )
+    return found
+
+
 def days_of(begin: date, until: date) -> Iterator[date]:
     """Yield the days before one."""
     for count in range((until - begin).days):
@@ -90,15 +105,34 @@ def dry_on(nights: dict[date, int], begin: date, limit: int) -> date:
 
 def main() -> int:
     """Judge each trace, and all of them."""
+    told = json.loads(Path(sys.argv[1]).read_text())
     print("| median lag | policy | months | off on the tenth | at most | within 5 % | dry | told 72 h before | hours |")
     print("|---|---|---|---|---|---|---|---|---|")
     errors, warned, silent = list[float](), list[float](), 0
-    for trace in json.loads(Path(sys.argv[1]).read_text()):
+    for trace in told:
         theirs = judge(trace)
         row(f"{trace['lag']:g} days | {trace['policy']}", *theirs)
         errors, warned, silent = errors + theirs[0], warned + theirs[1], silent + theirs[2]
     row("all | both", errors, warned, silent)
+    print()
+    print(
+        "| policy | limit | months | told that it may run dry | days of a month | told that it will | days of a month |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for policy in dict.fromkeys(trace["policy"] for trace in told):
+        for share in AMPLE:
+            found = [month for trace in told if trace["policy"] == policy for month in warned_for_nothing(trace, share)]
+            nothing_row(policy, share, found)
     return 0
+
+
+def nothing_row(policy: str, share: float, found: list[tuple[int, int]]) -> None:
+    """Print a row of the months that do not run dry."""
+    parts = []
+    for days in zip(*found, strict=True):
+        months_warned = sum(each > 0 for each in days)
+        parts.append(f"{months_warned} ({months_warned / len(days):.0%}) | {sum(days) / len(days):.1f}")
+    print(f"| {policy} | {share:.0%} | {len(found)} | {' | '.join(parts)} |")
 
 
 def row(name: str, errors: list[float], warned: list[float], silent: int) -> None:

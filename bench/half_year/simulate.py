@@ -205,9 +205,9 @@ def iter_arrival(world: model.World, paper_id: str) -> Iterator[datetime]:
     yield world.papers[int(paper_id.partition(".")[2])].arrives
 
 
-def compare(lag: float, records: Path, copies: int, weeks: int, most_titles: int) -> dict[str, Any]:
-    """Live one world by both policies."""
-    world = model.world(lag, copies=copies, weeks=weeks, records=records)
+def compare(lag: float, records: Path, copies: int, weeks: int, most_titles: int, **seed: int) -> dict[str, Any]:
+    """Live one world by both policies; `seed` is another one than the model's."""
+    world = model.world(lag, copies=copies, weeks=weeks, records=records, **seed)
     lived = {policy: live(world, policy, most_titles, weeks) for policy in ("ancestor", "this")}
     return {"lag": lag, "lived": lived, "judged": {policy: judge(world, one) for policy, one in lived.items()}}
 
@@ -253,12 +253,14 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--weeks", type=int, default=model.WEEKS)
     parser.add_argument("--titles", type=int, default=60, help="searches a night, at most")
+    parser.add_argument("--seed", type=int, help="another world than the one of the docs")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--trace", type=Path, help="each night's calls, as JSON: what foretell.py reads")
     options = parser.parse_args()
+    seed = {} if options.seed is None else {"seed": options.seed}
     one = partial(
-        compare, records=options.records, copies=options.copies, weeks=options.weeks, most_titles=options.titles
+        compare, records=options.records, copies=options.copies, weeks=options.weeks, most_titles=options.titles, **seed
     )
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(one, model.LAGS))

@@ -6,6 +6,7 @@ import os
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
+from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +18,7 @@ from .conftest import REAL_RECORDS, needs_real_records
 HALF_YEAR = Path(__file__).parents[2] / "bench" / "half_year"
 sys.path.insert(0, str(HALF_YEAR))
 
+import foretell  # noqa: E402
 import model  # noqa: E402
 import picture  # noqa: E402
 import simulate  # noqa: E402
@@ -75,6 +77,18 @@ def test_in_small_this_policy_finds_what_every_title_every_night_finds_for_few_o
     assert f"| {lag:g} days | this one |" in simulate.table([result])
     drawn = ET.fromstring(picture.draw([result]))  # noqa: S314 - made here
     assert len(drawn.findall("{http://www.w3.org/2000/svg}polyline")) == 4
+
+
+def test_nights_that_are_all_alike_are_foretold_and_an_ample_limit_warns_of_nothing() -> None:
+    days = (date(2026, 1, 1) + timedelta(days=count) for count in range(120))
+    nights = [{"night": str(day), "list": 1, "search": 99} for day in days if day.weekday() in foretell.NIGHTS]
+    alike: dict[str, Any] = {"nights": nights}
+    errors, warned, silent = foretell.judge(alike)
+    assert max(abs(error) for error in errors) < 0.01
+    assert silent == 0
+    assert min(warned) >= 72
+    assert foretell.warned_for_nothing(alike, 1.05) == [(0, 0)] * len(errors)
+    assert all(may > 0 for may, _ in foretell.warned_for_nothing(alike, 0.9))
 
 
 @needs_real_records
