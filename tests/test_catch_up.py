@@ -122,7 +122,6 @@ class Host:
 
     def catch_up(self, now: datetime) -> None:
         self.now = now
-        catch_up.take_back_the_future(self.ledger, nothing, now)
         seen = self.ledger.watched(now)
         down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
         for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
@@ -212,6 +211,7 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
     chosen = schedule(cron=line, timezone=zone, if_missed=policy, start_within=within)
     host = Host(ledger, chosen, registered, seed, retries)
     newest = registered
+    settled: dict[str, Run] = {}
     for what, minutes in [*life, ("up", 400 * A_DAY)]:
         if what == "up":
             host.live(minutes)
@@ -224,6 +224,9 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
                 host.start("manual", None, minutes)
             host.live(minutes // 2)
         newest = max(newest, host.now)
+        runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
+        assert settled.items() <= runs.items()  # whatever the clock says: what was recorded stays as it was
+        settled = {run.id: run for run in runs.values() if run.outcome}
     if newest > host.now:
         host.set_clock(int((newest - host.now).total_seconds() // 60) + 1)
     host.live(4 * A_DAY)  # the last retries are made or given up
@@ -236,8 +239,12 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
     terminal = {row["slot"]: row for row in ledger._select("SELECT * FROM slots")}
     assert set(terminal) == expected
     runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
-    firsts = [run.slot for run in runs.values() if run.trigger in ("scheduled", "catch-up")]
-    assert len(firsts) == len(set(firsts)) == len(expected)
+    firsts: dict[str, list[Run]] = {}
+    for row in ledger._select("SELECT * FROM runs WHERE trigger IN ('scheduled', 'catch-up') ORDER BY rowid"):
+        firsts.setdefault(row["slot"], []).append(Run.of(row))
+    assert set(firsts) == expected
+    for records in firsts.values():  # one, but for what a clock that was ahead had missed already
+        assert all(early.outcome == "missed" and early.claimed_at > records[-1].claimed_at for early in records[:-1])
     for slot, row in terminal.items():
         assert runs[row["run"]].slot == slot
     recent = timestamp(host.now - timedelta(seconds=chosen.start_within))
@@ -515,17 +522,32 @@ def test_a_backfill_that_was_killed_and_is_begun_again_does_no_slot_twice(
 
 
 def test_a_clock_that_was_ahead_costs_no_slot_that_is_still_to_come(ledger: Ledger) -> None:
-    now, said = datetime.now(UTC), list[str]()
-    host = Host(ledger, schedule(cron="* * * * *"), now)
+    now = at("2026-11-20 12:30")
+    host = Host(ledger, schedule(cron="0 * * * *"), now)
     host.catch_up(now + timedelta(days=2))
-    assert len(ledger.notices()) > 2000
-    assert runner.due_slot(ledger, host.known(), now + timedelta(minutes=5)) is None
-    catch_up.take_back_the_future(ledger, said.append, now + timedelta(minutes=4))
-    assert "still to come" in said[0]
-    assert runner.due_slot(ledger, host.known(), now + timedelta(minutes=5)) is not None
-    assert len(ledger.notices()) <= 4
-    host.catch_up(now + timedelta(days=2, minutes=5))
-    assert len(ledger.recorded("arxlive", now, now + timedelta(days=2, minutes=3))) == 2 * 1440 + 3
+    early = ledger.history("arxlive", 100)
+    assert {run.outcome for run in early} == {"missed", "succeeded"}
+    host.cron(at("2026-11-20 13:00"))
+    host.catch_up(at("2026-11-20 14:03"))  # cron was not there at that time
+    host.catch_up(at("2026-11-20 14:08"))
+    made = [run for run in ledger.history("arxlive", 100) if run not in early]
+    assert [(run.slot, run.trigger, run.outcome) for run in made] == [
+        (timestamp(at("2026-11-20 14:00")), "catch-up", "succeeded"),
+        (timestamp(at("2026-11-20 13:00")), "scheduled", "succeeded"),
+    ]
+    host.catch_up(now + timedelta(days=2, minutes=45))
+    assert len(ledger.recorded("arxlive", now, now + timedelta(days=3))) == 49
+    assert len(ledger.history("arxlive", 100)) == 51
+
+
+def test_a_clock_that_is_behind_for_a_while_erases_no_miss_and_makes_none_again(ledger: Ledger) -> None:
+    host = Host(ledger, schedule(cron="0 3 * * *", if_missed="skip"), at("2026-11-01 12:00"))
+    host.catch_up(at("2026-11-20 12:00"))
+    before = ledger.history("arxlive", 100)
+    assert [run.outcome for run in before] == ["missed"] * 19
+    for behind in ("1970-01-01 00:00", "2026-11-10 12:00", "2026-11-20 12:05"):
+        host.catch_up(at(behind))
+    assert ledger.history("arxlive", 100) == before
 
 
 def test_catch_up_releases_a_container_whose_release_failed(ledger: Ledger, engine: ProcessEngine) -> None:

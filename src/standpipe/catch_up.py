@@ -57,7 +57,6 @@ def catch_up(
 
     Raises nothing of a single pipeline's: that is told, and the others go on.
     """
-    take_back_the_future(ledger, say, now)
     with suppress(EngineUnavailable):  # each run of a pipeline says so
         runner.release_the_settled(ledger, engine)
     seen = ledger.watched(now)
@@ -93,12 +92,6 @@ def catch_up(
     return failures
 
 
-def take_back_the_future(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
-    """Where the clock was ahead and was put right: what was missed by that clock alone is still to come."""
-    if count := ledger.take_back(now, now - CRON_IS_PUNCTUAL):
-        say(f"{count} slots were recorded as missed by a clock that was ahead: they are still to come")
-
-
 def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) -> None:
     """Forget runs, and remove confirmed logs, that have been kept for as long as the host's settings say."""
     try:
@@ -120,8 +113,13 @@ def record_and_list(
     work = [(slot, "retry") for slot, at in ledger.retries(known.name) if at <= now]
     if known.schedule is None:
         return work
-    recorded = ledger.recorded(known.name, known.complete_until, now)
-    planned = plan(known.schedule, known.complete_until, recorded, now)
+    since = known.complete_until
+    if since <= now - CRON_IS_PUNCTUAL:
+        recorded = ledger.recorded(known.name, since, now)
+    else:  # by a clock that was ahead; or this one is behind
+        since = min(since, max(known.schedule_since, now - timedelta(seconds=known.schedule.start_within)))
+        recorded = set(slots.between(known.schedule, since, now)) - ledger.missed_too_early(known.name, since, now)
+    planned = plan(known.schedule, since, recorded, now)
     missed = []
     for slot, reason in planned.missed:
         held_by = ledger.at(known.name, slot) if reason == "too_late" else None

@@ -324,9 +324,18 @@ class Ledger:
             for table, column in (("slots", "pipeline"), ("runs", "pipeline"), ("pipelines", "name")):
                 db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608  # names of ours
 
-    def has_slot(self, pipeline: str, slot: datetime) -> bool:
-        """Say whether a slot has its record."""
-        return bool(self._select("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", pipeline, timestamp(slot)))
+    def has_slot(self, pipeline: str, slot: datetime, now: datetime) -> bool:
+        """Say whether a slot has a record that keeps it from being started.
+
+        That it was missed, by a clock that was ahead of `now`, is none.
+        """
+        return bool(
+            self._select(
+                "SELECT 1 FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?"
+                " AND NOT (runs.outcome IS 'missed' AND runs.claimed_at > ?)",
+                *(pipeline, timestamp(slot), timestamp(now)),
+            )
+        )
 
     def claim(
         self,
@@ -346,11 +355,11 @@ class Ledger:
         """
         with self._transaction() as db:
             known = db.execute(
-                "SELECT slots.retry_at, runs.attempt FROM slots JOIN runs ON runs.id = slots.run"
-                " WHERE slots.pipeline = ? AND slots.slot = ?",
-                (pipeline, timestamp(slot) if slot else None),
+                "SELECT slots.retry_at, runs.attempt, runs.outcome IS 'missed' AND runs.claimed_at > ? AS too_early"
+                " FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?",
+                (timestamp(now), pipeline, timestamp(slot) if slot else None),
             ).fetchone()
-            if trigger in ("scheduled", "catch-up") and known:
+            if trigger in ("scheduled", "catch-up") and known and not known["too_early"]:
                 raise SlotRecorded
             if trigger == "retry" and (known is None or known["retry_at"] is None):
                 raise SlotRecorded
@@ -388,7 +397,8 @@ class Ledger:
         """
         with self._transaction() as db:
             for run, slot, day, reason, detail in missed:
-                if self.has_slot(pipeline, slot):
+                which = (pipeline, timestamp(slot))
+                if db.execute("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", which).fetchone():
                     continue
                 db.execute(
                     "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail,"
@@ -401,25 +411,6 @@ class Ledger:
                 db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
                 if reason not in ("superseded", "policy"):
                     db.execute("UPDATE pipelines SET told = 'missed' WHERE name = ?", (pipeline,))
-
-    def take_back(self, now: datetime, until: datetime) -> int:
-        """Forget slots that were missed after `now`, by a clock that was ahead; return how many.
-
-        No pipeline's slots are complete any further than `until`.
-        """
-        count = 0
-        early = "SELECT id FROM runs WHERE pipeline = ? AND outcome = 'missed' AND slot > ?"
-        with self._transaction() as db:
-            ahead = db.execute("SELECT name FROM pipelines WHERE complete_until > ?", (timestamp(until),)).fetchall()
-            for row in ahead:
-                which = (row["name"], timestamp(now))
-                db.execute(f"DELETE FROM slots WHERE run IN ({early})", which)  # noqa: S608  # a text of ours
-                count += db.execute(f"DELETE FROM runs WHERE id IN ({early})", which).rowcount  # noqa: S608
-                db.execute(
-                    "UPDATE pipelines SET complete_until = max(?, schedule_since) WHERE name = ?",
-                    (timestamp(until), row["name"]),
-                )
-        return count
 
     def complete(self, pipeline: str, until: datetime) -> None:
         """Note that every slot until then has its record."""
@@ -434,6 +425,15 @@ class Ledger:
             pipeline,
             timestamp(start),
             timestamp(end),
+        )
+        return {datetime.fromisoformat(row["slot"]) for row in rows}
+
+    def missed_too_early(self, pipeline: str, start: datetime, now: datetime) -> set[datetime]:
+        """Return the slots after `start`, up to and including `now`, whose record is that of a clock that was ahead."""
+        rows = self._select(
+            "SELECT slots.slot FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ?"
+            " AND slots.slot > ? AND slots.slot <= ? AND runs.outcome = 'missed' AND runs.claimed_at > ?",
+            *(pipeline, timestamp(start), timestamp(now), timestamp(now)),
         )
         return {datetime.fromisoformat(row["slot"]) for row in rows}
 
@@ -805,7 +805,7 @@ def clock_went_back(ledger: Ledger, now: datetime) -> str | None:
         return None
     return (
         f"this host's clock ({timestamp(now)}) is behind the newest record ({timestamp(newest)}): no slot that has "
-        "its record is started again, and none until then is missed; check the clock: timedatectl"
+        "run is started again; check the clock: timedatectl"
     )
 
 

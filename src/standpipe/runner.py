@@ -196,7 +196,7 @@ def due_slot(ledger: Ledger, known: Registered | None, now: datetime) -> datetim
     if known is None or known.schedule is None:
         return None
     slot = slots.newest_due(known.schedule, now, known.schedule_since)
-    return None if slot is None or ledger.has_slot(known.name, slot) else slot
+    return None if slot is None or ledger.has_slot(known.name, slot, now) else slot
 
 
 @contextmanager
