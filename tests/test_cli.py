@@ -163,7 +163,10 @@ def test_a_damaged_ledger_is_named_with_what_to_do(host: Path, capsys: pytest.Ca
     paths.LEDGER.write_bytes(b"this is no database" * 100)
     assert main(["history"]) == 0
     (aside,) = paths.LEDGER.parent.glob("ledger.sqlite3.damaged-*")
-    assert f"is kept as {aside}; 0 runs were recovered" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [
+        f"standpipe: the ledger was damaged: it is kept as {aside}",
+        "standpipe: 0 runs were recovered from it",
+    ]
     assert aside.read_bytes().startswith(b"this is no database")
     assert main(["history"]) == 0
     assert capsys.readouterr().err == ""

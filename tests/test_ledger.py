@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from standpipe import paths
-from standpipe.errors import NotWritable
-from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded, clock_went_back
+from standpipe.errors import LedgerDamaged, NotWritable
+from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded, clock_went_back, recover
 
 NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 DAY = date(2026, 11, 23)
@@ -149,6 +150,90 @@ def test_a_damaged_ledger_is_told_with_its_name_and_not_overwritten(host: Path) 
     with pytest.raises(NotWritable, match=r"ledger\.sqlite3 is damaged .* sets it aside"):
         Ledger(path)
     assert path.read_bytes() == before
+
+
+def damaged(ledger: Ledger, copy: Path, runs: int) -> None:
+    """Make a copy of a ledger in which an index is damaged; its runs are in the log of changes alone."""
+    ledger.sync()
+    for number in range(runs):
+        ledger.claim(f"R{number:02}", "arxlive", "manual", DAY, None, NOW)
+        ledger.settle(f"R{number:02}", "succeeded", exit_code=0)
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):
+        copy.with_name(copy.name + suffix).write_bytes(ledger.path.with_name(ledger.path.name + suffix).read_bytes())
+    (row,) = ledger._select("SELECT rootpage FROM sqlite_master WHERE name = 'notices'")
+    with copy.open("r+b") as file:
+        file.seek((row["rootpage"] - 1) * 4096)
+        file.write(b"\xff" * 4096)
+
+
+RECOVER_KILLED = """
+import os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from standpipe import ledger
+
+steps = 0
+
+def count(event, _arguments):
+    global steps
+    if event in ("open", "os.rename", "os.remove", "sqlite3.connect"):
+        steps += 1
+        if steps == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+ledger.recover(Path(sys.argv[1]), datetime(2026, 11, 23, 3, tzinfo=UTC), lambda _told: None)
+"""
+
+
+def test_a_recovery_that_is_killed_at_any_step_is_done_again_and_loses_no_run(ledger: Ledger, host: Path) -> None:
+    whole = host / "whole" / "ledger.sqlite3"
+    damaged(ledger, whole, 20)
+    killed = 0
+    while True:
+        path = host / f"{killed}" / "ledger.sqlite3"
+        shutil.copytree(whole.parent, path.parent)
+        ended = subprocess.run([sys.executable, "-c", RECOVER_KILLED, path, str(killed + 1)], check=False).returncode
+        said: list[str] = []
+        recover(path, NOW + timedelta(hours=1), said.append)
+        with closing(Ledger(path)) as after:
+            assert after.is_well()
+            assert len(after.history("arxlive", 100)) == 20
+        (aside,) = path.parent.glob("ledger.sqlite3.damaged-*Z")
+        if said:  # by the one that was killed, otherwise
+            assert said == [f"the ledger was damaged: it is kept as {aside}", "20 runs were recovered from it"]
+        assert list(path.parent.glob("*.recovering*")) == []
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+        killed += 1
+    assert killed > 8
+
+
+def test_a_recovery_without_room_has_told_where_the_damaged_ledger_is_and_is_done_when_there_is(
+    ledger: Ledger, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = host / "other" / "ledger.sqlite3"
+    damaged(ledger, path, 100)
+    said: list[str] = []
+    take_over = Ledger.take_over
+
+    def take_over_without_room(new: Ledger, other: Path) -> int:
+        new._select("PRAGMA max_page_count = 1")  # as many as there are
+        return take_over(new, other)
+
+    with monkeypatch.context() as full:
+        full.setattr(Ledger, "take_over", take_over_without_room)
+        with pytest.raises(NotWritable, match="full"):
+            recover(path, NOW, said.append)
+    (aside,) = path.parent.glob("ledger.sqlite3.damaged-*Z")
+    assert said == [f"the ledger was damaged: it is kept as {aside}"]
+    with pytest.raises(LedgerDamaged, match="not finished"):
+        Ledger(path)
+    assert recover(path, NOW, said.append) == 100
+    with closing(Ledger(path)) as after:
+        assert len(after.history(None, 999)) == 100
 
 
 def test_forgetting_removes_one_pipeline_alone(ledger: Ledger) -> None:

@@ -474,7 +474,7 @@ def test_a_ledger_that_is_set_aside_during_a_run_has_its_outcome_in_the_new_one(
         with paths.LEDGER.open("r+b") as file:
             file.seek((page - 1) * 4096)
             file.write(b"\xff" * 4096)
-        recovered.append(recover(paths.LEDGER, datetime.now(UTC))[1])
+        recovered.append(recover(paths.LEDGER, datetime.now(UTC), nothing))
 
     run = runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=set_aside, say=nothing)
     assert recovered == [1]

@@ -338,11 +338,11 @@ def recovered(path: Path) -> Ledger:
     """Set a damaged ledger aside, tell of it, and open the new one."""
     from standpipe import ledger
 
-    aside, count = ledger.recover(path, datetime.now(UTC))
-    if aside != path:
-        told = f"the ledger was damaged: it is kept as {aside}; {count} runs were recovered from it"
+    def say(told: str) -> None:
         note(told)
-        print(f"standpipe: {told}", file=sys.stderr)
+        tell(f"standpipe: {told}", sys.stderr)
+
+    ledger.recover(path, datetime.now(UTC), say)
     return ledger.Ledger(path)
 
 

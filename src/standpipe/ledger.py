@@ -7,8 +7,9 @@ step (`synchronous=FULL`). A slot has one row, and ends in one outcome.
 from __future__ import annotations
 
 import fcntl
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, timedelta
@@ -101,6 +102,7 @@ MIGRATIONS = (
 )
 
 
+UNFINISHED = ".recovering"  # ends the name of a ledger that is not whole yet
 CLOCKS_DIFFER_BY = timedelta(minutes=1)  # what keeping time may correct without a word
 
 
@@ -206,7 +208,12 @@ class Ledger:
             raise unwritable(path, error) from error
 
     def _open(self) -> None:
-        self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        mode = "rw"
+        if not self.path.exists():
+            if unfinished_recovery(self.path):
+                raise LedgerDamaged(f"the ledger {self.path} was damaged, and its recovery is not finished")
+            mode = "rwc"
+        self._connection = sqlite3.connect(f"file:{self.path}?mode={mode}", uri=True, timeout=30, isolation_level=None)
         self._file = self.path.stat().st_ino
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA synchronous = FULL")
@@ -753,6 +760,10 @@ class Ledger:
                         )
             return int(db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
+    def sync(self) -> None:
+        """Have all that was written in the file itself, and on disk."""
+        self._select("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def is_well(self) -> bool:
         """Say whether SQLite finds no fault in the file."""
         try:
@@ -818,22 +829,49 @@ def unwritable(path: Path, error: Exception) -> NotWritable:
     return NotWritable(f"the ledger {path} cannot be used ({error}): check the disk (df), and that this is root")
 
 
-def recover(path: Path, now: datetime) -> tuple[Path, int]:
-    """Set a damaged ledger aside, under a name of its own, and begin a new one with every run that can be read.
+def unfinished_recovery(path: Path) -> Path | None:
+    """Return the file that is to take a damaged ledger's place, while it is not whole."""
+    return next(path.parent.glob(f"{path.name}.damaged-*{UNFINISHED}"), None)
 
-    Returns where the damaged one is now, and how many runs were recovered. Another process that finds
-    the same damage meanwhile waits, and finds a ledger that is well.
+
+def recover(path: Path, now: datetime, say: Callable[[str], None]) -> int:
+    """Set a damaged ledger aside, under a name of its own, and put one with every run that can be read in its place.
+
+    Returns how many runs were recovered. Another process that finds the same damage meanwhile waits, and finds a
+    ledger that is well. What was killed in between, or found no room, is done again by whoever comes next: until the
+    new ledger is whole there is none in the damaged one's place.
     """
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(NotWritable), closing(Ledger(path)) as found:
-            if found.is_well():
-                return path, 0
-        aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%SZ}")
-        for suffix in ("-wal", "-shm", ""):
+        new = unfinished_recovery(path)
+        if path.exists():
+            with suppress(LedgerDamaged), closing(Ledger(path)) as found:
+                if found.is_well():
+                    return 0
+            aside = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%SZ}")
+            if new:
+                new.unlink()
+            new = aside.with_name(aside.name + UNFINISHED)
+            new.touch(0o600)
+            path.rename(aside)
+        elif new:
+            aside = new.with_name(new.name.removesuffix(UNFINISHED))
+        else:
+            return 0
+        for suffix in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-        fresh = Ledger(path)
-        count = fresh.take_over(aside)
-        fresh.close()
-    return aside, count
+            new.with_name(new.name + suffix).unlink(missing_ok=True)
+        new.write_bytes(b"")
+        say(f"the ledger was damaged: it is kept as {aside}")
+        with closing(Ledger(new)) as fresh:
+            count = fresh.take_over(aside)
+            fresh.sync()
+        new.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        say(f"{count} runs were recovered from it")
+    return count
