@@ -21,7 +21,7 @@ import pytest
 from conftest import DECLARED, ProcessEngine
 from standpipe import paths, runner
 from standpipe.engines import CannotStart, Line
-from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, UsageError
+from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 from standpipe.ledger import Ledger, Run, recover, timestamp
 from standpipe.logs import spool
 from standpipe.pipeline import Pipeline, parse_duration
@@ -481,6 +481,20 @@ def test_a_ledger_that_is_set_aside_during_a_run_has_its_outcome_in_the_new_one(
     assert run is not None
     with contextlib.closing(Ledger(paths.LEDGER)) as fresh:
         assert [(one.id, one.outcome) for one in fresh.history("arxlive", 9)] == [(run.id, "succeeded")]
+
+
+def test_a_run_whose_record_was_lost_meanwhile_says_so_and_is_not_taken_for_none(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    declare(schedule=None)
+
+    def lose(_line: Line) -> None:
+        with contextlib.closing(sqlite3.connect(paths.LEDGER)) as db:
+            db.execute("DELETE FROM runs")
+            db.commit()
+
+    with pytest.raises(NotWritable, match=r"record of arxlive's run .* is lost"):
+        runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=lose, say=nothing)
 
 
 class UnwantedEngine:

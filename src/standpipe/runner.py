@@ -126,7 +126,10 @@ def attempt(
                 release(ledger, engine, run_id, name)
         except LedgerDamaged as error:
             raise NotWritable(str(error)) from error  # the command is not repeated: that would be a second run
-    return ledger.run(run_id)
+    settled = ledger.run(run_id)
+    if settled is None:
+        raise NotWritable(f"the record of {name}'s run {run_id} is lost: the ledger was replaced meanwhile")
+    return settled
 
 
 def load(name: str, scheduled: bool) -> tuple[Pipeline | None, ConfigurationError | None]:
