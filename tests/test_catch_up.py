@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -548,6 +549,47 @@ def test_a_clock_that_is_behind_for_a_while_erases_no_miss_and_makes_none_again(
     for behind in ("1970-01-01 00:00", "2026-11-10 12:00", "2026-11-20 12:05"):
         host.catch_up(at(behind))
     assert ledger.history("arxlive", 100) == before
+
+
+def test_a_clock_far_ahead_makes_no_flood_and_what_is_left_of_a_long_outage_comes_with_the_next_looks(
+    ledger: Ledger,
+) -> None:
+    host = Host(ledger, schedule(cron="* * * * *", start_within="1h"), at("2026-11-20 12:00"))
+    begun = time.process_time()
+    for look in range(3):
+        host.catch_up(at("2026-12-04 12:00") + timedelta(minutes=5 * look))
+        runs = ledger.history("arxlive", 100_000)
+        assert len(runs) <= (look + 1) * catch_up.MOST_AT_ONCE + 100
+    assert time.process_time() - begun < 20
+    assert len({run.slot for run in runs}) == len(runs) == 14 * 1440 + 8
+    assert [run.outcome for run in runs].count("succeeded") == 3  # the newest of each look
+
+
+def test_a_clock_far_ahead_makes_no_record_old(ledger: Ledger, engine: ProcessEngine) -> None:
+    declare(schedule=None)
+    now = datetime.now(UTC)
+    ledger.claim("A", "arxlive", "manual", now.date(), None, now)
+    ledger.settle("A", "succeeded", exit_code=0)
+    catch_up.catch_up(ledger, engine, nothing, nothing, now)
+    ahead = now + timedelta(days=3650)
+    catch_up.catch_up(ledger, engine, nothing, nothing, ahead)
+    assert ledger.run("A")
+    catch_up.catch_up(ledger, engine, nothing, nothing, ahead + timedelta(minutes=5))  # it is true: the host was off
+    assert ledger.run("A") is None
+
+
+@pytest.mark.parametrize(("policy", "reason"), [("skip", "policy"), ("latest", "superseded")])
+def test_what_if_missed_passes_over_is_not_told_though_the_host_was_down(
+    ledger: Ledger, policy: str, reason: str
+) -> None:
+    off, on = at("2026-11-20 00:30"), at("2026-11-20 12:30")
+    host = Host(ledger, schedule(cron="0 * * * *", start_within="3h", if_missed=policy), off)
+    ledger.watched(off)
+    host.catch_up(on)
+    runs = [run for run in ledger.history("arxlive", 100) if run.outcome == "missed"]
+    assert {run.reason for run in runs} == {reason, "host_down"}
+    assert {run.detail for run in runs} == {f"nothing watched from {timestamp(off)} to {timestamp(on)}"}
+    assert {run.reason for run in ledger.notices()} == {"host_down"}
 
 
 def test_catch_up_releases_a_container_whose_release_failed(ledger: Ledger, engine: ProcessEngine) -> None:

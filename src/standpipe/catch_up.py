@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 
 from ulid import ULID
 
 from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import EngineUnavailable, LedgerDamaged, StandpipeError
-from standpipe.ledger import Ledger, Registered, timestamp
+from standpipe.ledger import Ledger, Registered, Run, timestamp
 from standpipe.logs import receipts
 from standpipe.pipeline import Pipeline, Schedule
 
 CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
 HOST_WAS_DOWN = timedelta(minutes=12)  # nobody watched for that long, where every five minutes is the rule
+A_JUMP = timedelta(days=1)  # by which the host was off, or its clock was set: nothing is forgotten by it at once
+MOST_AT_ONCE = 10_000  # slots that one look records as missed: a week of minutes
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,24 @@ class Plan:
 
 
 def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now: datetime) -> Plan:
-    """Decide about the slots after `since` that are not `recorded`, as the schedule's `if_missed` says."""
+    """Decide about the slots after `since` that are not `recorded`, as the schedule's `if_missed` says.
+
+    Of a flood of slots that are too late, the next plan has the rest.
+    """
     until = now - CRON_IS_PUNCTUAL
+    earliest = min(until, now - timedelta(seconds=schedule.start_within))
     known = set(recorded)
-    open_slots = [slot for slot in slots.between(schedule, since, until) if slot not in known]
-    earliest = now - timedelta(seconds=schedule.start_within)
-    missed = [(slot, "too_late") for slot in open_slots if slot <= earliest]
-    fresh = [slot for slot in open_slots if slot > earliest]
+
+    def unrecorded(start: datetime, end: datetime) -> Iterator[datetime]:
+        return (slot for slot in slots.between(schedule, start, end) if slot not in known)
+
+    late = list(islice(unrecorded(since, earliest), MOST_AT_ONCE))
+    fresh = list(unrecorded(max(since, earliest), until))
     start = {"latest": fresh[-1:], "all": fresh, "skip": []}[schedule.if_missed]
     reason = "policy" if schedule.if_missed == "skip" else "superseded"
-    missed += [(slot, reason) for slot in fresh if slot not in start]
-    return Plan(start, missed, start[0] - timedelta(microseconds=1) if start else max(since, until))
+    missed = [(slot, "too_late") for slot in late] + [(slot, reason) for slot in fresh if slot not in start]
+    complete_until = start[0] - timedelta(microseconds=1) if start else max(since, until)
+    return Plan(start, missed, late[-1] if len(late) == MOST_AT_ONCE else complete_until)
 
 
 def catch_up(
@@ -89,6 +100,8 @@ def catch_up(
         if status:
             say(f"{name}: its catching up ended with exit code {os.waitstatus_to_exitcode(status)}")
             failures += 1
+    if seen and now - seen < A_JUMP:
+        forget_the_old(ledger, say, now)
     return failures
 
 
@@ -120,21 +133,29 @@ def record_and_list(
         since = min(since, max(known.schedule_since, now - timedelta(seconds=known.schedule.start_within)))
         recorded = set(slots.between(known.schedule, since, now)) - ledger.missed_too_early(known.name, since, now)
     planned = plan(known.schedule, since, recorded, now)
+    late = [slot for slot, reason in planned.missed if reason == "too_late"]
+    holders = ledger.holders(known.name, late[0], late[-1]) if late else []
     missed = []
     for slot, reason in planned.missed:
-        held_by = ledger.at(known.name, slot) if reason == "too_late" else None
+        detail = None
         if down_since and slot > down_since:
-            reason, detail = "host_down", f"nothing watched from {timestamp(down_since)} to {timestamp(now)}"
-        elif held_by:
-            reason, detail = "held", f"held by run {held_by.id}"
-        else:
-            detail = None
+            detail = f"nothing watched from {timestamp(down_since)} to {timestamp(now)}"
+            reason = "host_down" if reason == "too_late" else reason
+        elif reason == "too_late" and (run := holder_at(holders, timestamp(slot))):
+            reason, detail = "held", f"held by run {run.id}"
         missed.append((str(ULID()), slot, slots.slot_date(known.schedule, slot), reason, detail))
     if missed:
         ledger.miss(missed, known.name, now)
     if planned.complete_until > known.complete_until:
         ledger.complete(known.name, planned.complete_until)
     return sorted(work + [(slot, "catch-up") for slot in planned.start])
+
+
+def holder_at(holders: list[Run], instant: str) -> Run | None:
+    """Return the run, of those that held a pipeline one after the other, that held it at an instant."""
+    before = bisect_right(holders, instant, key=lambda run: run.claimed_at)
+    run = holders[before - 1] if before else None
+    return run if run and (run.outcome is None or (run.ended_at or "") > instant) else None
 
 
 def note_late(ledger: Ledger, pipeline: Pipeline | None, known: Registered | None, now: datetime) -> None:

@@ -496,7 +496,6 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
     failures = 1
     try:
         failures = catch_up.catch_up(ledger, ComposeEngine(), quiet, say, datetime.now(UTC))
-        catch_up.forget_the_old(ledger, say, datetime.now(UTC))
     finally:
         pass_on(
             ledger, ping=not failures, looks_ahead=True

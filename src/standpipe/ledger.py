@@ -462,13 +462,12 @@ class Ledger:
                 db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
                 have_told(db, row["run"])
 
-    def at(self, pipeline: str, instant: datetime) -> Run | None:
-        """Return the run that held a pipeline at an instant."""
-        return self._run(
-            "SELECT * FROM runs WHERE pipeline = ?1 AND claimed_at <= ?2 AND (state <> 'settled' OR ended_at > ?2)"
-            " AND outcome IS NOT 'skipped' ORDER BY id DESC LIMIT 1",
-            pipeline,
-            timestamp(instant),
+    def holders(self, pipeline: str, start: datetime, end: datetime) -> list[Run]:
+        """Return the runs that held a pipeline at any time from `start` to `end`, as they were claimed."""
+        return self._runs(
+            "SELECT * FROM runs WHERE pipeline = ?1 AND claimed_at <= ?3 AND (state <> 'settled' OR ended_at > ?2)"
+            " AND outcome IS NOT 'skipped' ORDER BY claimed_at",
+            *(pipeline, timestamp(start), timestamp(end)),
         )
 
     def succeeded(self, pipeline: str, slot: datetime) -> bool:
