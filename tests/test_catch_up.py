@@ -82,6 +82,7 @@ class Host:
         }
         self.pipeline = Pipeline.model_validate(document)
         self.schedule = plan_schedule
+        self.periods = [(plan_schedule, now, now)]  # each schedule, from when to when it named slots
         self.now = now
         self.chance = Random(seed)  # noqa: S311  # no secret is made of it
         self.going: tuple[str, datetime, str] | None = None  # the run, when it ends, and how
@@ -173,6 +174,15 @@ class Host:
         if minutes < 0 or self.chance.random() < 0.5:  # a slot that the clock jumps over is not seen by cron
             self.cron(self.now)
 
+    def change_schedule(self, line: str) -> None:
+        """Have another schedule converged."""
+        before, since, _until = self.periods[-1]
+        self.schedule = before.model_copy(update={"cron": line})
+        self.pipeline = self.pipeline.model_copy(update={"schedule": self.schedule})
+        if line != before.cron:
+            self.periods[-1:] = [(before, since, self.now), (self.schedule, self.now, self.now)]
+        self.ledger.register(self.pipeline, self.now)
+
 
 A_DAY = 24 * 60  # minutes
 FULL = bool(os.environ.get("STANDPIPE_FULL"))
@@ -181,6 +191,7 @@ LIFE = st.one_of(
     st.tuples(st.just("off"), st.integers(1, 20 * A_DAY)),
     st.tuples(st.just("set"), st.integers(-20 * A_DAY, 20 * A_DAY)),
     st.tuples(st.just("hold"), st.integers(1, 3 * A_DAY)),  # somebody's own run is in the way
+    st.tuples(st.just("change"), st.integers(0, len(LINES) - 1)),  # of the schedule
 )
 
 
@@ -220,6 +231,8 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
             host.be_off(minutes)
         elif what == "set":
             host.set_clock(minutes)
+        elif what == "change":
+            host.change_schedule(LINES[minutes])
         else:
             if host.going is None:
                 host.start("manual", None, minutes)
@@ -236,14 +249,18 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
         host.end(host.going[2])
 
     until = host.now - catch_up.CRON_IS_PUNCTUAL
-    expected = {timestamp(slot) for slot in slots.between(chosen, registered, until)}
+    (last, since, _end) = host.periods.pop()
+    host.periods.append((last, since, until))
+    expected = {timestamp(slot) for each, start, end in host.periods for slot in slots.between(each, start, end)}
+    # A clock that is behind when the schedule is changed leaves what a schedule before named until then.
+    named = {timestamp(slot) for each, start, _end in host.periods for slot in slots.between(each, start, host.now)}
     terminal = {row["slot"]: row for row in ledger._select("SELECT * FROM slots")}
-    assert set(terminal) == expected
+    assert expected <= set(terminal) <= named
     runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
     firsts: dict[str, list[Run]] = {}
     for row in ledger._select("SELECT * FROM runs WHERE trigger IN ('scheduled', 'catch-up') ORDER BY rowid"):
         firsts.setdefault(row["slot"], []).append(Run.of(row))
-    assert set(firsts) == expected
+    assert set(firsts) == set(terminal)
     for records in firsts.values():  # one, but for what a clock that was ahead had missed already
         assert all(early.outcome == "missed" and early.claimed_at > records[-1].claimed_at for early in records[:-1])
     for slot, row in terminal.items():
@@ -549,6 +566,23 @@ def test_a_clock_that_is_behind_for_a_while_erases_no_miss_and_makes_none_again(
     for behind in ("1970-01-01 00:00", "2026-11-10 12:00", "2026-11-20 12:05"):
         host.catch_up(at(behind))
     assert ledger.history("arxlive", 100) == before
+
+
+@pytest.mark.parametrize("declared", [None, {"cron": "0 4 * * *"}, "removed"])
+def test_what_is_open_of_a_schedule_that_is_given_up_is_on_record(
+    ledger: Ledger, engine: ProcessEngine, declared: dict[str, str] | str | None
+) -> None:
+    now = datetime.now(UTC)
+    ledger.register(declare(schedule={"cron": "* * * * *"}), now - timedelta(minutes=30))
+    if declared == "removed":
+        (paths.PIPELINES / "arxlive.yml").unlink()
+    else:
+        declare(schedule=declared)
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    runs = ledger.history("arxlive", 100)
+    assert len({run.slot for run in runs}) == len(runs) >= 30
+    assert {(run.outcome, run.reason, run.detail) for run in runs} == {("missed", "policy", "the schedule was changed")}
+    assert ledger.notices() == []
 
 
 def test_a_clock_far_ahead_makes_no_flood_and_what_is_left_of_a_long_outage_comes_with_the_next_looks(

@@ -105,6 +105,8 @@ MIGRATIONS = (
 UNFINISHED = ".recovering"  # ends the name of a ledger that is not whole yet
 CLOCKS_DIFFER_BY = timedelta(minutes=1)  # what keeping time may correct without a word
 
+Missed = tuple[str, datetime, date, str, str | None]  # a record's id, its slot, date, reason and detail
+
 
 @dataclass(frozen=True)
 class Run:
@@ -282,7 +284,10 @@ class Ledger:
             raise
 
     def register(self, pipeline: Pipeline, now: datetime) -> None:
-        """Note a pipeline from its first sight on; other slots than before exist from `now` on."""
+        """Note a pipeline from its first sight on; other slots than before exist from `now` on.
+
+        What was still open of the schedule before is missed.
+        """
         from standpipe.pipeline import Schedule  # to read history needs no model
 
         with self._transaction() as db:
@@ -293,6 +298,8 @@ class Ledger:
             names = [
                 (schedule.cron, schedule.timezone) if schedule else None for schedule in (before, pipeline.schedule)
             ]
+            if before and names[0] != names[1]:
+                self._give_up(db, row, before, now)
             since = row["schedule_since"] if row and names[0] == names[1] else timestamp(now)
             db.execute(
                 "INSERT INTO pipelines (name, registered_at, schedule, schedule_since) VALUES (?, ?, ?, ?)"
@@ -302,12 +309,30 @@ class Ledger:
                 (pipeline.name, timestamp(now), pipeline.schedule and pipeline.schedule.model_dump_json(), since),
             )
 
-    def retire(self, declared: set[str]) -> None:
+    def retire(self, declared: set[str], now: datetime) -> None:
         """Have no slots any more for pipelines that are not among the declared ones; their runs stay."""
+        from standpipe.pipeline import Schedule
+
         with self._transaction() as db:
-            for row in db.execute("SELECT name FROM pipelines WHERE schedule IS NOT NULL").fetchall():
+            for row in db.execute("SELECT * FROM pipelines WHERE schedule IS NOT NULL").fetchall():
                 if row["name"] not in declared:
+                    self._give_up(db, row, Schedule.model_validate_json(row["schedule"]), now)
                     db.execute("UPDATE pipelines SET schedule = NULL WHERE name = ?", (row["name"],))
+
+    def _give_up(self, db: sqlite3.Connection, row: sqlite3.Row, schedule: Schedule, now: datetime) -> None:
+        """Record what is open of a pipeline's schedule as missed: nobody looks for its slots any more."""
+        from ulid import ULID
+
+        from standpipe import slots
+
+        since = datetime.fromisoformat(row["complete_until"] or row["schedule_since"])
+        recorded = self.recorded(row["name"], since, now)
+        missed: list[Missed] = [
+            (str(ULID()), slot, slots.slot_date(schedule, slot), "policy", "the schedule was changed")
+            for slot in slots.between(schedule, since, now)
+            if slot not in recorded
+        ]
+        self._miss(db, missed, row["name"], now)
 
     def registered(self, name: str | None = None) -> list[Registered]:
         """Return the pipelines that this host knows or has known, by name; or the one of that name."""
@@ -397,27 +422,30 @@ class Ledger:
                 )
         return Run.of(row) if row else None
 
-    def miss(self, missed: list[tuple[str, datetime, date, str, str | None]], pipeline: str, now: datetime) -> None:
+    def miss(self, missed: list[Missed], pipeline: str, now: datetime) -> None:
         """Record slots as missed: each with the id of its record, its instant, date, reason and detail.
 
         A slot that has its record by now keeps it.
         """
         with self._transaction() as db:
-            for run, slot, day, reason, detail in missed:
-                which = (pipeline, timestamp(slot))
-                if db.execute("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", which).fetchone():
-                    continue
-                db.execute(
-                    "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail,"
-                    " notice) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?, ?)",
-                    (
-                        *(run, pipeline, timestamp(slot), day.isoformat(), timestamp(now), reason, detail),
-                        None if reason in ("superseded", "policy") else "missed",
-                    ),
-                )
-                db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (pipeline, timestamp(slot), run))
-                if reason not in ("superseded", "policy"):
-                    db.execute("UPDATE pipelines SET told = 'missed' WHERE name = ?", (pipeline,))
+            self._miss(db, missed, pipeline, now)
+
+    def _miss(self, db: sqlite3.Connection, missed: list[Missed], pipeline: str, now: datetime) -> None:
+        for run, slot, day, reason, detail in missed:
+            which = (pipeline, timestamp(slot))
+            if db.execute("SELECT 1 FROM slots WHERE pipeline = ? AND slot = ?", which).fetchone():
+                continue
+            db.execute(
+                "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason, detail,"
+                " notice) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'missed', ?, ?, ?)",
+                (
+                    *(run, *which, day.isoformat(), timestamp(now), reason, detail),
+                    None if reason in ("superseded", "policy") else "missed",
+                ),
+            )
+            db.execute("INSERT INTO slots (pipeline, slot, run) VALUES (?, ?, ?)", (*which, run))
+            if reason not in ("superseded", "policy"):
+                db.execute("UPDATE pipelines SET told = 'missed' WHERE name = ?", (pipeline,))
 
     def complete(self, pipeline: str, until: datetime) -> None:
         """Note that every slot until then has its record."""

@@ -634,7 +634,7 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
             errors.append(error)
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
-    ledger.retire(set(configuration.names()))
+    ledger.retire(set(configuration.names()), now)
     release_the_settled(ledger, engine)
     for patiently in sorted({False, wait}):  # first what takes no waiting
         settle_the_dead(ledger, engine, None, say, wait=patiently)
