@@ -13,10 +13,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
+from conftest import DECLARED
 from standpipe import paths
+from standpipe.cli import main
 from standpipe.errors import LedgerDamaged, NotWritable
-from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded, clock_went_back, recover
+from standpipe.ledger import MIGRATIONS, Ledger, SlotRecorded, clock_went_back, recover, timestamp
+from standpipe.pipeline import Pipeline
 
 NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 DAY = date(2026, 11, 23)
@@ -234,6 +238,57 @@ def test_a_recovery_without_room_has_told_where_the_damaged_ledger_is_and_is_don
     assert recover(path, NOW, said.append) == 100
     with closing(Ledger(path)) as after:
         assert len(after.history(None, 999)) == 100
+
+
+def test_a_recovered_ledger_has_its_runs_in_the_order_in_which_they_were_noted(ledger: Ledger, host: Path) -> None:
+    for number in range(3000):
+        ledger.claim(f"R{number:04}", "arxlive", "manual", DAY, None, NOW)
+        ledger.settle(f"R{number:04}", "succeeded", exit_code=0)
+    ledger.close()
+    middle = ledger.path.stat().st_size // 2 // 4096 * 4096
+    with ledger.path.open("r+b") as file:
+        file.seek(middle)
+        file.write(b"\xff" * 4096)
+    assert recover(ledger.path, NOW, lambda _told: None) < 3000
+    with closing(Ledger(ledger.path)) as after:
+        runs = [run.id for run in after.history("arxlive", 9999)]
+    assert runs[0] == "R2999"
+    assert runs == sorted(runs, reverse=True)
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_ledger_that_was_lost_is_begun_anew_and_told(
+    ledger: Ledger, left: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.close()
+    assert main(["history"]) == 0
+    assert "gone or empty" not in capsys.readouterr().err
+    paths.LEDGER.unlink()
+    if left is not None:
+        paths.LEDGER.write_bytes(left)
+    assert main(["history"]) == 0
+    assert "the history of this host: a new one is begun" in capsys.readouterr().err
+    assert "gone or empty" in paths.LEDGER_BEGUN.read_text()
+    assert main(["history"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_clock_that_was_ahead_has_noted_is_not_the_last(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(days=300)
+    ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED)), NOW)
+    for run, now, outcome in (("Z", ahead, "failed"), ("A", datetime.now(UTC), "succeeded"), ("B", NOW, "skipped")):
+        ledger.claim(run, "arxlive", "manual", DAY, None, now)
+        ledger.settle(run, outcome, exit_code=0, ended_at=timestamp(now))
+    last, newest = ledger.last("arxlive"), ledger.newest("arxlive")
+    assert last is not None
+    assert newest is not None
+    assert (last.id, newest.id) == ("A", "B")
+    assert [run.id for run in ledger.history("arxlive", 9)] == ["B", "A", "Z"]
+    for command in ("status", "history"):
+        assert main([command]) == 0
+        assert "is behind the newest record" in capsys.readouterr().err
 
 
 def test_forgetting_removes_one_pipeline_alone(ledger: Ledger) -> None:

@@ -274,6 +274,20 @@ def test_a_damaged_declaration_and_a_late_slot_are_told_and_so_is_their_recovery
     assert titles(hook) == ["failed", "recovered", "late", "recovered"]
 
 
+def test_a_ledger_that_was_lost_is_told_once(ledger: Ledger, hook: Hook) -> None:
+    paths.LEDGER.unlink()
+    Ledger(paths.LEDGER).close()
+    said: list[str] = []
+    hook.status = 500
+    notify.tell_of_a_new_ledger(said.append)
+    hook.status = 200
+    for _again in range(2):
+        notify.tell_of_a_new_ledger(said.append)
+    assert len(said) == 1
+    (told,) = hook.taken
+    assert "began anew" in told["title"]
+
+
 def test_what_is_to_be_told_since_a_message_was_made_is_told_too(ledger: Ledger, host: Path) -> None:
     now = datetime.now(UTC)
     ledger.claim("A", "arxlive", "manual", now.date(), None, now)

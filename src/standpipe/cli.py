@@ -304,9 +304,13 @@ def open_ledger() -> Ledger:
 
     require_root()
     try:
-        return Ledger(paths.LEDGER)
+        ledger = Ledger(paths.LEDGER)
     except LedgerDamaged:
         return recovered(paths.LEDGER)
+    if ledger.began_anew:
+        note(ledger.began_anew)
+        tell(f"standpipe: {ledger.began_anew}", sys.stderr)
+    return ledger
 
 
 def settled_ledger() -> Ledger:
@@ -402,6 +406,7 @@ def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> No
         from standpipe import certificates
 
         steps += [lambda: notify.warn_of_budgets(note), lambda: certificates.warn(note)]
+        steps.append(lambda: notify.tell_of_a_new_ledger(note))
     if paths.CERTIFICATE.exists():  # there is a collector
         steps.append(await_receipts)
     for step in steps:
@@ -515,6 +520,11 @@ def tell(message: str, target: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
 
 
+def warn(message: str) -> None:
+    """Say something beside what was asked for."""
+    tell(f"standpipe: {message}", sys.stderr)
+
+
 class Viewer:
     """Shows lines beside the run: whoever reads them slowly, or stops, holds up nothing."""
 
@@ -572,6 +582,7 @@ def call_status(arguments: argparse.Namespace) -> int:
     from standpipe import configuration, report
 
     ledger, now = settled_ledger(), datetime.now(UTC)
+    warn_of_the_clock(ledger, warn)
     if arguments.name:
         require_known(ledger, arguments.name)
     declared = configuration.names()
@@ -595,6 +606,7 @@ def call_history(arguments: argparse.Namespace) -> int:
     from standpipe import report
 
     ledger = settled_ledger()
+    warn_of_the_clock(ledger, warn)
     runs = ledger.history(arguments.name, arguments.limit)
     if arguments.name and not runs:
         require_known(ledger, arguments.name)

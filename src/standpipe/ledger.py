@@ -99,6 +99,10 @@ MIGRATIONS = (
     ) AS newest WHERE newest.pipeline = pipelines.name AND pipelines.told IS NULL AND newest.outcome <> 'succeeded'
     AND NOT EXISTS (SELECT 1 FROM slots WHERE slots.pipeline = pipelines.name AND retry_at IS NOT NULL);
     """,
+    """
+    DROP INDEX runs_by_pipeline;
+    CREATE INDEX runs_as_noted ON runs (pipeline);
+    """,
 )
 
 
@@ -190,12 +194,17 @@ def readable(path: Path, table: str) -> Iterator[sqlite3.Row]:
     for order in ("ASC", "DESC"):
         with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
-            key = "pipeline" if table == "slots" else "rowid"
-            yield from connection.execute(f"SELECT * FROM {table} ORDER BY {key} {order}")  # noqa: S608  # names of ours
+            columns, key = ("*", "pipeline") if table == "slots" else ("rowid, *", "rowid")
+            yield from connection.execute(f"SELECT {columns} FROM {table} ORDER BY {key} {order}")  # noqa: S608  # names of ours
 
 
 class Ledger:
-    """The ledger's file, open. Every method is one transaction."""
+    """The ledger's file, open. Every method is one transaction.
+
+    `began_anew` says so where the file was lost, and this opening made another.
+    """
+
+    began_anew: str | None = None
 
     def __init__(self, path: Path, migrate: bool = True) -> None:
         """Open the ledger, make it where there is none, and bring it to this version's tables."""
@@ -255,6 +264,7 @@ class Ledger:
             with self._transaction() as db:
                 if self._version() != version:
                     continue  # another standpipe was quicker
+                self._note_beginning(version)
                 for statement in MIGRATIONS[version].split(";"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {version + 1}")
@@ -263,6 +273,20 @@ class Ledger:
                 f"the ledger {self.path} was written by a newer standpipe (tables {version}, this one knows "
                 f"{len(MIGRATIONS)}): install that version again, by `ansible-playbook site.yml`"
             )
+
+    def _note_beginning(self, version: int) -> None:
+        """Leave a mark beside a ledger that has tables; one without any that has a mark was lost."""
+        mark = self.path.with_name("ledger-begun")
+        if self.path.suffix == UNFINISHED:
+            return  # a recovery loses nothing
+        if version:
+            mark.touch()
+        elif mark.exists():
+            self.began_anew = (
+                f"the ledger {self.path} was gone or empty, and with it the history of this host: a new one is begun; "
+                "what was in the old one is in your backups alone"
+            )
+            mark.write_text(self.began_anew)  # until people are told
 
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
@@ -559,7 +583,7 @@ class Ledger:
         """Return the newest run of a pipeline that ended in its container; or the newest of an outcome."""
         return self._run(
             "SELECT * FROM runs WHERE pipeline = ?1 AND (outcome = ?2 OR (?2 IS NULL AND ended_at IS NOT NULL))"
-            " ORDER BY id DESC LIMIT 1",
+            " ORDER BY rowid DESC LIMIT 1",
             pipeline,
             outcome,
         )
@@ -720,22 +744,24 @@ class Ledger:
         return self._runs("SELECT * FROM runs WHERE state <> 'settled' ORDER BY +id")
 
     def history(self, pipeline: str | None, limit: int) -> list[Run]:
-        """Return the newest `limit` runs, newest first."""
+        """Return the newest `limit` runs, newest first, as they were noted: a clock may have been ahead."""
         if pipeline is None:
-            return self._runs("SELECT * FROM runs ORDER BY id DESC LIMIT ?", limit)
-        return self._runs("SELECT * FROM runs WHERE pipeline = ? ORDER BY id DESC LIMIT ?", pipeline, limit)
+            return self._runs("SELECT * FROM runs ORDER BY rowid DESC LIMIT ?", limit)
+        return self._runs("SELECT * FROM runs WHERE pipeline = ? ORDER BY rowid DESC LIMIT ?", pipeline, limit)
 
     def logged(self, pipeline: str, limit: int) -> list[Run]:
         """Return the newest `limit` runs that had a container, newest first."""
         return self._runs(
-            "SELECT * FROM runs WHERE pipeline = ? AND container IS NOT NULL ORDER BY id DESC LIMIT ?", pipeline, limit
+            "SELECT * FROM runs WHERE pipeline = ? AND container IS NOT NULL ORDER BY rowid DESC LIMIT ?",
+            pipeline,
+            limit,
         )
 
     def last(self, pipeline: str) -> Run | None:
         """Return the newest settled record of a pipeline; a refused attempt is none: it must hide no failure."""
         return self._run(
             "SELECT * FROM runs WHERE pipeline = ? AND state = 'settled' AND outcome <> 'skipped'"
-            " ORDER BY id DESC LIMIT 1",
+            " ORDER BY rowid DESC LIMIT 1",
             pipeline,
         )
 
@@ -743,8 +769,9 @@ class Ledger:
         """Return the newest slot of a pipeline that was skipped after its last run ended, or where there is none."""
         since = (last.ended_at or last.claimed_at) if last else ""
         return self._run(
-            "SELECT * FROM runs WHERE pipeline = ? AND id > ? AND claimed_at > ? AND outcome = 'skipped'"
-            " AND trigger = 'scheduled' ORDER BY id DESC LIMIT 1",
+            "SELECT * FROM runs WHERE pipeline = ?1 AND claimed_at > ?3 AND outcome = 'skipped'"
+            " AND trigger = 'scheduled' AND rowid > coalesce((SELECT rowid FROM runs WHERE id = ?2), 0)"
+            " ORDER BY rowid DESC LIMIT 1",
             *(pipeline, last.id if last else "", since),
         )
 
@@ -776,7 +803,7 @@ class Ledger:
         """Copy what can be read of another ledger, row by row; return how many runs that was."""
         with self._transaction() as db:
             for table in ("pipelines", "runs", "slots"):
-                known = {row["name"] for row in self._select(f"PRAGMA table_info({table})")}
+                known = {"rowid"} | {row["name"] for row in self._select(f"PRAGMA table_info({table})")}
                 for row in readable(other, table):
                     values = {column: row[column] for column in row.keys() if column in known}  # noqa: SIM118  # a Row's own are its values
                     marks = ", ".join("?" * len(values))

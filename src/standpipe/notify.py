@@ -254,6 +254,19 @@ def tell_of_alarms(say: Callable[[str], None]) -> None:
         unfinished.rename(place)
 
 
+def tell_of_a_new_ledger(say: Callable[[str], None]) -> None:
+    """Send word, once, that this host's ledger was lost and another begun."""
+    told = paths.LEDGER_BEGUN.read_text() if paths.LEDGER_BEGUN.exists() else ""
+    if not told:
+        return
+    title = f"standpipe on {socket.gethostname()}: its history began anew"
+    taken = [send(url, title, told) for url in settings().urls]
+    if all(taken):
+        paths.LEDGER_BEGUN.write_text("")
+    else:
+        say("word of the new ledger could not be sent; it is tried again")
+
+
 def ping(say: Callable[[str], None]) -> None:
     """Tell a dead man's switch that this host is up: what it then hears nothing of, it raises an alarm for."""
     import requests
