@@ -71,6 +71,20 @@ def test_a_slot_that_is_cron_s_own_to_start_is_left_to_it() -> None:
     assert plan.missed == []
 
 
+@pytest.mark.parametrize("policy", ["latest", "all", "skip"])
+@pytest.mark.parametrize("within", ["1m", "6h"])
+def test_what_stands_for_a_skipped_time_is_catch_up_s_to_start(policy: str, within: str) -> None:
+    night = {"timezone": "Europe/London", "if_missed": policy, "start_within": within}
+    since, now = at("2026-03-28 12:00"), at("2026-03-29 01:05")  # 01:30 is skipped: it is 02:00 at 01:00 UTC
+    assert catch_up.plan(schedule(cron="30 1 * * *", **night), since, [], now).start == [at("2026-03-29 01:00")]
+    named_as_well = catch_up.plan(schedule(cron="0,30 1-2 * * *", **(night | {"if_missed": "skip"})), since, [], now)
+    assert named_as_well.start == []  # 02:00 is cron's to start
+    later = catch_up.plan(
+        schedule(cron="30 1 * * *", **(night | {"if_missed": "skip"})), since, [], at("2026-03-29 02:00")
+    )
+    assert later.start == []
+
+
 class Host:
     """A host whose clock and power are the test's: cron and catch-up as they are; runs take their time."""
 
@@ -146,7 +160,8 @@ class Host:
             if self.going and self.going[1] <= self.now:
                 self.end(self.going[2])
             while slot <= self.now < end:
-                self.cron(self.now)
+                if not slots.is_made_up(self.schedule, slot):
+                    self.cron(self.now)
                 self.looks.add(self.now + timedelta(minutes=3))
                 slot = next(named)
             if any(look <= self.now for look in self.looks) or self.now >= end:

@@ -43,7 +43,8 @@ class Plan:
 def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now: datetime) -> Plan:
     """Decide about the slots after `since` that are not `recorded`, as the schedule's `if_missed` says.
 
-    Of a flood of slots that are too late, the next plan has the rest.
+    What stands for a skipped local time, which cron does not start, is started in any case, if that was just now. Of a
+    flood of slots that are too late, the next plan has the rest.
     """
     until = now - CRON_IS_PUNCTUAL
     earliest = min(until, now - timedelta(seconds=schedule.start_within))
@@ -52,9 +53,12 @@ def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now:
     def unrecorded(start: datetime, end: datetime) -> Iterator[datetime]:
         return (slot for slot in slots.between(schedule, start, end) if slot not in known)
 
-    late = list(islice(unrecorded(since, earliest), MOST_AT_ONCE))
+    not_cron_s = {
+        slot for slot in unrecorded(max(since, now - HOST_WAS_DOWN), until) if slots.is_made_up(schedule, slot)
+    }
+    late = list(islice((slot for slot in unrecorded(since, earliest) if slot not in not_cron_s), MOST_AT_ONCE))
     fresh = list(unrecorded(max(since, earliest), until))
-    start = {"latest": fresh[-1:], "all": fresh, "skip": []}[schedule.if_missed]
+    start = sorted(not_cron_s.union({"latest": fresh[-1:], "all": fresh, "skip": []}[schedule.if_missed]))
     reason = "policy" if schedule.if_missed == "skip" else "superseded"
     missed = [(slot, "too_late") for slot in late] + [(slot, reason) for slot in fresh if slot not in start]
     complete_until = start[0] - timedelta(microseconds=1) if start else max(since, until)

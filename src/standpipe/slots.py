@@ -1,8 +1,9 @@
 """Which instants a schedule names.
 
-As Debian's cron does across daylight saving: a fixed time that is skipped runs once at the next valid
-instant, and a repeated one once, the first time. Where the minute or the hour begins with a star, each real minute
-counts whose local time the line names: a repeated hour is run again, a skipped one is not there.
+Across daylight saving, a fixed time that is skipped runs once at the next valid instant, and a repeated one once, the
+first time. Where the minute or the hour begins with a star, each real minute counts whose local time the line names: a
+repeated hour is run again, a skipped one is not there. Cron does the same, but that it never starts what stands for a
+skipped time: that is for catch-up to start.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ def at_fixed_times(line: str, zone: tzinfo, instant: datetime) -> Iterator[datet
         if slot > previous:
             yield slot
             previous = slot
+
+
+def is_made_up(schedule: Schedule, slot: datetime) -> bool:
+    """Say whether a slot stands for a local time that is skipped, and is none that the line itself names."""
+    zone = ZoneInfo(schedule.timezone)
+    if cron.has_star(schedule.cron) or offset_at(slot, zone) <= offset_at(slot - timedelta(seconds=1), zone):
+        return False
+    local = slot.astimezone(zone).replace(tzinfo=None)
+    return next(CronSim(schedule.cron, local - timedelta(minutes=1))) != local
 
 
 def of_a_star(line: str, zone: tzinfo, instant: datetime) -> Iterator[datetime]:
