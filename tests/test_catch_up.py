@@ -434,6 +434,24 @@ def test_catch_up_leaves_a_slot_to_come_while_a_container_by_hand_is_in_the_way(
     assert [known for known, _at in ledger.retries("arxlive")] == [slot]
 
 
+def test_a_slot_that_waits_for_a_long_run_is_late_in_its_time_and_once(ledger: Ledger, engine: ProcessEngine) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"}, late_after="1h")
+    ledger.register(pipeline, at("2026-11-20 01:00"))
+    ledger.claim("A", "arxlive", "manual", date(2026, 11, 20), None, at("2026-11-20 02:00"))
+    for minute in ("03:30", "04:05", "04:10"):
+        now = at(f"2026-11-20 {minute}")
+        catch_up.note_late(ledger, pipeline, ledger.registered("arxlive")[0], now)
+        late = [(run.slot, run.outcome, run.detail, run.notice) for run in ledger.notices()]
+        expected = [(timestamp(at("2026-11-20 03:00")), "skipped", "held by run A", "late")]
+        assert late == (expected if minute > "04" else [])
+    assert len(ledger.history("arxlive", 9)) == 2
+    ledger.settle("A", "succeeded", exit_code=0)
+    known = ledger.registered("arxlive")[0]
+    assert catch_up.record_and_list(ledger, known, None, now) == [
+        (at("2026-11-20 03:00"), "catch-up")
+    ]  # still to be run
+
+
 def test_a_stop_is_on_record_with_who_asked(ledger: Ledger, engine: ProcessEngine) -> None:
     import threading
 

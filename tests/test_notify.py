@@ -268,7 +268,8 @@ def test_a_damaged_declaration_and_a_late_slot_are_told_and_so_is_their_recovery
     run(ledger, engine, "print()")
     notify.tell(ledger, nothing)
     failed = next(one for one in ledger.history("arxlive", 9) if one.slot)
-    ledger.note_late("arxlive", datetime.fromisoformat(failed.slot or ""))
+    now = datetime.now(UTC)
+    ledger.note_late("unused", "arxlive", datetime.fromisoformat(failed.slot or ""), now.date(), now)
     run(ledger, engine, "print()")
     notify.tell(ledger, nothing)
     assert titles(hook) == ["failed", "recovered", "late", "recovered"]

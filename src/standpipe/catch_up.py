@@ -169,7 +169,7 @@ def note_late(ledger: Ledger, pipeline: Pipeline | None, known: Registered | Non
     by = now - timedelta(seconds=pipeline.late_after)
     newest = slots.newest_due(known.schedule, by, known.schedule_since)
     if newest and not ledger.succeeded(known.name, newest):
-        ledger.note_late(known.name, newest)
+        ledger.note_late(str(ULID()), known.name, newest, slots.slot_date(known.schedule, newest), now)
 
 
 def in_a_child(name: str, job: Callable[[], None], say: Callable[[str], None]) -> int:

@@ -103,6 +103,10 @@ MIGRATIONS = (
     DROP INDEX runs_by_pipeline;
     CREATE INDEX runs_as_noted ON runs (pipeline);
     """,
+    """
+    ALTER TABLE pipelines ADD COLUMN late_slot TEXT;
+    UPDATE pipelines SET late_slot = (SELECT max(slot) FROM slots WHERE pipeline = name AND late = 1);
+    """,
 )
 
 
@@ -554,17 +558,31 @@ class Ledger:
         rows = self._select("SELECT run FROM deliveries WHERE notice = ? AND address = ?", notice, address)
         return {row["run"] for row in rows}
 
-    def note_late(self, pipeline: str, slot: datetime) -> None:
-        """Note, once, that nothing has finished for a slot in its time."""
+    def note_late(self, run: str, pipeline: str, slot: datetime, day: date, now: datetime) -> None:
+        """Note, once, that nothing has finished for a slot in its time.
+
+        One that waits for whoever holds the pipeline has no record yet: `run` is then the attempt that was refused.
+        """
+        which = (pipeline, timestamp(slot))
         with self._transaction() as db:
-            row = db.execute(
-                "SELECT run FROM slots WHERE pipeline = ? AND slot = ? AND late = 0", (pipeline, timestamp(slot))
-            ).fetchone()
-            if row:
-                db.execute("UPDATE slots SET late = 1 WHERE pipeline = ? AND slot = ?", (pipeline, timestamp(slot)))
-                noted = db.execute("UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"],))
-                if noted.rowcount:
-                    db.execute("UPDATE pipelines SET told = 'late' WHERE name = ?", (pipeline,))
+            if db.execute("SELECT 1 FROM pipelines WHERE name = ? AND late_slot = ?", which).fetchone():
+                return
+            row = db.execute("SELECT run FROM slots WHERE pipeline = ? AND slot = ?", which).fetchone()
+            held = db.execute("SELECT id FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
+            if row is None and held is None:
+                return  # it is about to be started
+            if row is None:
+                db.execute(
+                    "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason,"
+                    " exit_code, detail) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'skipped', 'held', 75, ?)",
+                    (run, *which, day.isoformat(), timestamp(now), f"held by run {held['id']}"),
+                )
+            db.execute("UPDATE pipelines SET late_slot = ?2 WHERE name = ?1", which)
+            noted = db.execute(
+                "UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"] if row else run,)
+            )
+            if noted.rowcount:
+                db.execute("UPDATE pipelines SET told = 'late' WHERE name = ?", (pipeline,))
 
     def trouble(self, pipeline: str) -> str | None:
         """Return the bad news of a pipeline that people were, or are being, told; None where it was well since."""
