@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -102,31 +103,43 @@ class Host:
         self.going: tuple[str, datetime, str] | None = None  # the run, when it ends, and how
         self.looks: set[datetime] = set()  # when catch-up has something to see: every five minutes is the rule
         self.attempts = 0
+        self.engine_is_away_until = now
+        self.forgotten: set[str] = set()
         ledger.register(self.pipeline, now)
 
     def known(self) -> Any:
         return self.ledger.registered("arxlive")[0]
 
-    def start(self, trigger: str, slot: datetime | None, minutes: float = 0, outcome: str = "succeeded") -> None:
+    def start(
+        self,
+        trigger: str,
+        slot: datetime | None,
+        minutes: float = 0,
+        outcome: str = "succeeded",
+        reason: str | None = None,
+    ) -> None:
         self.attempts += 1
         run = f"{self.attempts:026}"
         with suppress(SlotRecorded):
             if self.ledger.claim(run, "arxlive", trigger, date(2026, 1, 1), slot, self.now) is None:
                 self.going = run, self.now + timedelta(minutes=minutes), outcome
                 if not minutes:
-                    self.end(outcome)
+                    self.end(outcome, reason)
 
     def try_slot(self, trigger: str, slot: datetime) -> None:
+        if self.now < self.engine_is_away_until:
+            self.start(trigger, slot, outcome="failed", reason="engine")
+            return
         minutes = self.chance.choice((0, 0, 1, 50, 500)) if self.pipeline.retries.count else 0
         outcome = self.chance.choice(("succeeded", "failed", "timed_out")) if minutes else "succeeded"
         self.start(trigger, slot, minutes, outcome)
 
-    def end(self, outcome: str) -> None:
+    def end(self, outcome: str, reason: str | None = None) -> None:
         assert self.going
         run = self.ledger.run(self.going[0])
         assert run
-        at = runner.retry_at(self.pipeline, run, outcome, None, self.now)
-        self.ledger.settle(run.id, outcome, exit_code=1, ended_at=timestamp(self.now), retry_at=at)
+        at = runner.retry_at(self.pipeline, run, outcome, reason, self.now)
+        self.ledger.settle(run.id, outcome, reason=reason, exit_code=1, ended_at=timestamp(self.now), retry_at=at)
         self.going = None
         self.looks |= {self.now + timedelta(minutes=1)} | ({at} if at else set())
 
@@ -189,6 +202,19 @@ class Host:
         if minutes < 0 or self.chance.random() < 0.5:  # a slot that the clock jumps over is not seen by cron
             self.cron(self.now)
 
+    def backfill(self, days: int) -> None:
+        """Do what did not succeed in the last days."""
+        since = self.now - timedelta(days=days)
+        for slot in slots.between(self.schedule, since, self.now):
+            if self.going is None and not self.ledger.succeeded("arxlive", slot):
+                self.start("backfill", slot)
+
+    def forget(self, days: int) -> None:
+        """Prune what is older."""
+        before = {row["slot"] for row in self.ledger._select("SELECT slot FROM slots")}
+        self.ledger.prune(self.now - timedelta(days=days))
+        self.forgotten |= before - {row["slot"] for row in self.ledger._select("SELECT slot FROM slots")}
+
     def change_schedule(self, line: str) -> None:
         """Have another schedule converged."""
         before, since, _until = self.periods[-1]
@@ -207,10 +233,13 @@ LIFE = st.one_of(
     st.tuples(st.just("set"), st.integers(-20 * A_DAY, 20 * A_DAY)),
     st.tuples(st.just("hold"), st.integers(1, 3 * A_DAY)),  # somebody's own run is in the way
     st.tuples(st.just("change"), st.integers(0, len(LINES) - 1)),  # of the schedule
+    st.tuples(st.just("no engine"), st.integers(1, 3 * A_DAY)),
+    st.tuples(st.just("backfill"), st.integers(1, 30)),  # of so many days
+    st.tuples(st.just("forget"), st.integers(200, 400)),  # what is so many days old
 )
 
 
-@settings(max_examples=100 if FULL else 8, deadline=None)
+@settings(max_examples=100 if FULL else 20, deadline=None)
 @given(
     zone=st.sampled_from(ZONES),
     line=st.sampled_from(LINES),
@@ -248,12 +277,20 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
             host.set_clock(minutes)
         elif what == "change":
             host.change_schedule(LINES[minutes])
+        elif what == "no engine":
+            host.engine_is_away_until = host.now + timedelta(minutes=minutes)
+            host.live(minutes)
+        elif what == "backfill":
+            host.backfill(minutes)
+        elif what == "forget":
+            settled = {}
+            host.forget(minutes)
         else:
             if host.going is None:
                 host.start("manual", None, minutes)
             host.live(minutes // 2)
         newest = max(newest, host.now)
-        runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
+        runs = {run.id: replace(run, notice=None) for run in ledger.history("arxlive", 1_000_000)}
         assert settled.items() <= runs.items()  # whatever the clock says: what was recorded stays as it was
         settled = {run.id: run for run in runs.values() if run.outcome}
     if newest > host.now:
@@ -270,7 +307,8 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
     # A clock that is behind when the schedule is changed leaves what a schedule before named until then.
     named = {timestamp(slot) for each, start, _end in host.periods for slot in slots.between(each, start, host.now)}
     terminal = {row["slot"]: row for row in ledger._select("SELECT * FROM slots")}
-    assert expected <= set(terminal) <= named
+    assert expected <= set(terminal) | host.forgotten <= named
+    assert not set(terminal) & host.forgotten
     runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
     firsts: dict[str, list[Run]] = {}
     for row in ledger._select("SELECT * FROM runs WHERE trigger IN ('scheduled', 'catch-up') ORDER BY rowid"):
