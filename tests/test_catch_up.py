@@ -154,7 +154,7 @@ class Host:
         seen = self.ledger.watched(now)
         down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
         for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
-            if self.ledger.running("arxlive"):
+            if self.ledger.running("arxlive") and self.chance.random() < 0.8:  # else another is quicker than the claim
                 return  # as work_through
             if trigger == "retry" and now > slot + timedelta(seconds=self.schedule.start_within):
                 self.ledger.give_up("arxlive", slot)  # as try_slot
@@ -311,7 +311,10 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
     assert not set(terminal) & host.forgotten
     runs = {run.id: run for run in ledger.history("arxlive", 1_000_000)}
     firsts: dict[str, list[Run]] = {}
-    for row in ledger._select("SELECT * FROM runs WHERE trigger IN ('scheduled', 'catch-up') ORDER BY rowid"):
+    for row in ledger._select(
+        "SELECT * FROM runs WHERE trigger = 'scheduled' OR (trigger = 'catch-up' AND outcome <> 'skipped')"
+        " ORDER BY rowid"
+    ):
         firsts.setdefault(row["slot"], []).append(Run.of(row))
     assert set(firsts) == set(terminal)
     for records in firsts.values():  # one, but for what a clock that was ahead had missed already
