@@ -429,6 +429,9 @@ def test_a_credentials_file_says_whose_it_is(aws: str) -> None:
     )
     with pytest.raises(CredentialsRefused, match="it is no AWS credentials file"):
         credentials.identity_by_keys("nothing", "it")
+    paths.AWS_IDENTITY.unlink()  # nothing is in service yet
+    known = credentials.identity_by_keys(f"{keys}endpoint_url = {aws}\n", "it")
+    assert known.arn == "arn:aws:sts::123456789012:user/moto"
 
 
 def test_an_instance_role_says_when_it_expires(aws: str) -> None:

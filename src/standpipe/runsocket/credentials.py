@@ -145,7 +145,7 @@ def identity_by_keys(text: str, where: str) -> Identity:
     asking = session()
     asking.set_credentials(*keys)
     with refusals_told(f"the keys of {where}"):
-        arn = sts(asking).get_caller_identity()["Arn"]
+        arn = sts(asking, section.get("endpoint_url")).get_caller_identity()["Arn"]
     return Identity(arn, "when AWS says so: it has a session token" if keys[2] else "never by itself")
 
 
@@ -178,13 +178,13 @@ def session(identity: Path | None = None) -> Session:
     return made
 
 
-def sts(asking: Session) -> Any:
-    """Return a client of STS that gives up soon."""
+def sts(asking: Session, endpoint_url: str | None = None) -> Any:
+    """Return a client of STS that gives up soon; of the session's own endpoint, if no other is given."""
     from botocore.config import Config
 
     bounds = Config(connect_timeout=CONNECT_WITHIN, read_timeout=ANSWER_WITHIN, retries={"total_max_attempts": 2})
     region = asking.get_config_variable("region") or ANYWHERE
-    return asking.create_client("sts", region_name=region, config=bounds)
+    return asking.create_client("sts", region_name=region, endpoint_url=endpoint_url, config=bounds)
 
 
 @contextmanager
