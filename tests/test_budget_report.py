@@ -16,9 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ulid import ULID
 
-from standpipe import budgets, cli, configuration, metrics, notify, paths
+from standpipe import budgets, cli, configuration, metrics, notify, paths, runner
 from standpipe.budgets import expected, report, shortage
 from standpipe.budgets.forecast import Forecast, forecast
+from standpipe.errors import EngineUnavailable
 from standpipe.ledger import Ledger
 from standpipe.pipeline import BudgetUse
 from standpipe_task import spending
@@ -236,6 +237,22 @@ def test_the_command_shows_all_budgets_one_budget_and_json(books: Books, capsys:
     told = json.loads(capsys.readouterr().out)
     assert told["schema"] == 1
     assert (told["budgets"][0]["spent"], told["budgets"][0]["left"]) == ("3", "9997")
+
+
+def test_budget_settles_what_a_dead_runner_left_and_a_ledger_that_is_ill_does_not_stop_it(
+    books: Books, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines: list[object] = []
+
+    def settle(_ledger: Ledger, engine: object) -> bool:
+        engines.append(engine)
+        raise EngineUnavailable("Docker does not answer")
+
+    monkeypatch.setattr(runner, "settle_for_a_look", settle)
+    ledger.claim("A", "arxlive", "manual", date(2026, 11, 20), None, datetime(2026, 11, 20, tzinfo=UTC))
+    assert cli.main(["budget"]) == 0
+    assert len(engines) == 1
+    assert "openalex" in capsys.readouterr().out
 
 
 def test_what_was_spent_elsewhere_can_be_noted(books: Books, capsys: pytest.CaptureFixture[str]) -> None:

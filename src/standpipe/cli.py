@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from io import TextIOWrapper
 from queue import SimpleQueue
@@ -318,6 +319,12 @@ def settled_ledger() -> Ledger:
     ledger = open_ledger()
     settle(ledger)
     return ledger
+
+
+def settle_in_passing() -> None:
+    """Settle what dead runners left, for a command about something else: a ledger that is ill does not stop it."""
+    with suppress(StandpipeError):
+        settled_ledger().close()
 
 
 def settle(ledger: Ledger) -> None:
@@ -714,14 +721,11 @@ def show_collected(arguments: argparse.Namespace) -> int:
 
 def call_doctor(arguments: argparse.Namespace) -> int:
     """Show what was looked at; the exit code is that of the first thing that is wrong."""
-    from contextlib import suppress
-
     from standpipe.doctor import examine, runs_pipelines
     from standpipe.engines.compose import ComposeEngine
 
     if runs_pipelines():
-        with suppress(StandpipeError):  # what is wrong with the ledger is a finding of its own
-            settled_ledger().close()
+        settle_in_passing()
     findings = list(examine(ComposeEngine()))
     ill = [finding for finding in findings if finding.remedy]
     if arguments.json:
@@ -808,6 +812,8 @@ def call_budget(arguments: argparse.Namespace) -> int:
     require_root()
     if (arguments.svg or arguments.elsewhere) and not arguments.name:
         raise UsageError("--svg and --elsewhere are of one budget: name it")
+    if paths.LEDGER.exists():
+        settle_in_passing()
     terms = [budgets.named(arguments.name)] if arguments.name else list(budgets.terms().values())
     if arguments.new_books:
         aside = budgets.begin_new_books(datetime.now(UTC))
