@@ -43,6 +43,17 @@ def test_a_slot_has_one_record(ledger: Ledger) -> None:
     assert ledger.run("B") is None
 
 
+def test_a_slot_whose_run_a_recovery_could_not_read_is_not_run_again(ledger: Ledger) -> None:
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    ledger.settle("A", "failed", exit_code=30, retry_at=NOW)
+    ledger._connection.execute("DELETE FROM runs")
+    assert ledger.has_slot("arxlive", NOW, NOW)
+    for trigger in ("scheduled", "catch-up"):
+        with pytest.raises(SlotRecorded):
+            ledger.claim("B", "arxlive", trigger, DAY, NOW, NOW)
+    assert ledger.claim("C", "arxlive", "retry", DAY, NOW, NOW) is None
+
+
 def claim_in_a_process(path: Path, run: str) -> str:
     ledger = Ledger(path)
     try:

@@ -387,11 +387,11 @@ class Ledger:
     def has_slot(self, pipeline: str, slot: datetime, now: datetime) -> bool:
         """Say whether a slot has a record that keeps it from being started.
 
-        That it was missed, by a clock that was ahead of `now`, is none.
+        That it was missed, by a clock that was ahead of `now`, is none. One whose run a recovery could not read is.
         """
         return bool(
             self._select(
-                "SELECT 1 FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?"
+                "SELECT 1 FROM slots LEFT JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?"
                 " AND NOT (runs.outcome IS 'missed' AND runs.claimed_at > ?)",
                 *(pipeline, timestamp(slot), timestamp(now)),
             )
@@ -416,7 +416,7 @@ class Ledger:
         with self._transaction() as db:
             known = db.execute(
                 "SELECT slots.retry_at, runs.attempt, runs.outcome IS 'missed' AND runs.claimed_at > ? AS too_early"
-                " FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?",
+                " FROM slots LEFT JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ? AND slots.slot = ?",
                 (timestamp(now), pipeline, timestamp(slot) if slot else None),
             ).fetchone()
             if trigger in ("scheduled", "catch-up") and known and not known["too_early"]:
@@ -437,7 +437,7 @@ class Ledger:
                     trigger,
                     day.isoformat(),
                     timestamp(now),
-                    known["attempt"] + 1 if trigger == "retry" else 1,
+                    (known["attempt"] or 0) + 1 if trigger == "retry" else 1,
                     *held,
                     boot,
                 ),
