@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from conftest import DECLARED, ProcessEngine
-from standpipe import paths, runner
-from standpipe.engines import CannotStart, Line
+from standpipe import cli, paths, runner
+from standpipe.engines import CannotStart, Line, compose
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 from standpipe.ledger import Ledger, Run, recover, timestamp
 from standpipe.logs import spool
@@ -495,6 +495,30 @@ def test_a_run_whose_record_was_lost_meanwhile_says_so_and_is_not_taken_for_none
 
     with pytest.raises(NotWritable, match=r"record of arxlive's run .* is lost"):
         runner.run(ledger, engine, "arxlive", None, scheduled=False, listen=lose, say=nothing)
+
+
+def test_a_ledger_that_is_damaged_while_a_run_goes_on_has_nothing_started_a_second_time(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(schedule=None)
+    monkeypatch.setattr(compose, "ComposeEngine", lambda: engine)
+    engine.program = "import time; time.sleep(0.5)"
+    start = engine.start
+
+    def start_and_damage(*arguments: Any) -> None:
+        start(*arguments)
+        (row,) = ledger._select("SELECT rootpage FROM sqlite_master WHERE name = 'runs'")
+        ledger.sync()
+        with paths.LEDGER.open("r+b") as file:
+            file.seek((row["rootpage"] - 1) * 4096)
+            file.write(b"\xff" * 4096)
+        ledger._connection.execute("CREATE TABLE unread (one TEXT)")  # what a process has cached is no longer valid
+
+    monkeypatch.setattr(engine, "start", start_and_damage)
+    assert cli.main(["run", "arxlive"]) == 73
+    assert len(engine.processes) == 1
+    (left,) = paths.RUNNERS.iterdir()
+    assert [left.name] == list(engine.processes)
 
 
 class UnwantedEngine:

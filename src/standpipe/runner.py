@@ -124,9 +124,9 @@ def attempt(
             settle(ledger, engine, run_id, name)
             with suppress(EngineUnavailable):  # `reconcile` does it when the engine is back
                 release(ledger, engine, run_id, name)
+            settled = ledger.run(run_id)
         except LedgerDamaged as error:
             raise NotWritable(str(error)) from error  # the command is not repeated: that would be a second run
-    settled = ledger.run(run_id)
     if settled is None:
         raise NotWritable(f"the record of {name}'s run {run_id} is lost: the ledger was replaced meanwhile")
     return settled
@@ -220,9 +220,10 @@ def living_runner(ledger: Ledger, run_id: str, settling: bool = False) -> Iterat
         try:
             yield descriptor
         finally:
-            noted = ledger.run(run_id)
-            if noted is None or noted.outcome:
-                path.unlink(missing_ok=True)
+            with suppress(StandpipeError):  # a ledger that cannot be read must not hide what went wrong before
+                noted = ledger.run(run_id)
+                if noted is None or noted.outcome:
+                    path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 
