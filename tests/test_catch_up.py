@@ -642,6 +642,40 @@ def test_a_clock_that_is_behind_for_a_while_erases_no_miss_and_makes_none_again(
     assert ledger.history("arxlive", 100) == before
 
 
+def started(host: Host, looks: list[str]) -> list[list[str]]:
+    """Return what each look has started."""
+    made = []
+    for look in looks:
+        before = len(host.ledger.history("arxlive", 1000))
+        host.catch_up(at(look))
+        new = host.ledger.history("arxlive", 1000)[: -before or None]
+        made.append([f"{run.slot:.16}" for run in reversed(new) if run.outcome != "missed"])
+    return made
+
+
+@pytest.mark.parametrize("policy", ["latest", "all"])
+def test_what_was_passed_over_for_a_newer_slot_is_not_started_when_the_clock_goes_back(
+    ledger: Ledger, policy: str
+) -> None:
+    host = Host(ledger, schedule(cron="0 * * * *", if_missed=policy), at("2026-11-20 02:30"))
+    first, *others = started(host, [f"2026-11-20 {look}" for look in ("09:05", "08:25", "08:30", "08:35", "09:10")])
+    assert first[-1] == "2026-11-20T09:00"
+    assert len(first) == (1 if policy == "latest" else 6)
+    assert others == [[], [], [], []]
+
+
+@pytest.mark.parametrize("policy", ["latest", "all"])
+def test_of_what_a_clock_that_was_ahead_has_missed_the_newest_alone_is_started_later(
+    ledger: Ledger, policy: str
+) -> None:
+    host = Host(ledger, schedule(cron="0 * * * *", if_missed=policy), at("2026-11-20 12:30"))
+    started(host, ["2026-11-22 12:30", "2026-11-20 12:40"])
+    first, *others = started(host, [f"2026-11-20 {look}" for look in ("18:03", "18:08", "18:13", "19:05")])
+    due = [f"2026-11-20T{hour}:00" for hour in range(13, 19)]
+    assert first == (due[-1:] if policy == "latest" else due)
+    assert others == [[], [], ["2026-11-20T19:00"]]
+
+
 @pytest.mark.parametrize("declared", [None, {"cron": "0 4 * * *"}, "removed"])
 def test_what_is_open_of_a_schedule_that_is_given_up_is_on_record(
     ledger: Ledger, engine: ProcessEngine, declared: dict[str, str] | str | None

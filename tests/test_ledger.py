@@ -156,6 +156,10 @@ def test_a_clock_behind_the_newest_record_is_told(ledger: Ledger) -> None:
     ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
     assert clock_went_back(ledger, NOW - timedelta(seconds=2)) is None
     assert "2026-11-20T03:00:00" in str(clock_went_back(ledger, NOW - timedelta(days=3)))
+    ledger.miss(
+        [("Z", NOW, DAY, "too_late", None)], "arxlive", NOW + timedelta(days=3)
+    )  # it was ahead, and is right now
+    assert clock_went_back(ledger, NOW) is None
 
 
 def test_a_damaged_ledger_is_told_with_its_name_and_not_overwritten(host: Path) -> None:
@@ -350,6 +354,16 @@ def test_the_recovery_of_a_pipeline_that_failed_before_its_ledger_was_brought_fo
     with closing(Ledger(path)) as ledger:
         told = {name: ledger.trouble(name) for name in histories}
     assert told == {"well": None, "failing": "failed", "refused": "timed_out", "passed over": None, "new": None}
+
+
+def test_a_slot_whose_retry_was_skipped_is_not_what_a_clock_that_was_ahead_has_noted_of_it(ledger: Ledger) -> None:
+    ledger.miss([("Early", NOW, DAY, "too_late", None)], "arxlive", NOW + timedelta(days=3))
+    ledger.claim("A", "arxlive", "scheduled", DAY, NOW, NOW)
+    ledger.settle("A", "failed", exit_code=30, retry_at=NOW)
+    ledger.claim("B", "arxlive", "retry", DAY, NOW, NOW)
+    ledger.settle("B", "skipped", reason="budget", exit_code=76)
+    assert [row["run"] for row in ledger._select("SELECT run FROM slots")] == ["A"]
+    assert {run.id: run.notice for run in ledger.notices()} == {"A": "failed", "Early": "missed"}
 
 
 def test_a_slot_that_is_given_up_is_told_as_what_came_of_its_last_run(ledger: Ledger) -> None:

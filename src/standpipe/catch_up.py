@@ -135,7 +135,12 @@ def record_and_list(
         recorded = ledger.recorded(known.name, since, now)
     else:  # by a clock that was ahead; or this one is behind
         since = min(since, max(known.schedule_since, now - timedelta(seconds=known.schedule.start_within)))
-        recorded = set(slots.between(known.schedule, since, now)) - ledger.missed_too_early(known.name, since, now)
+        open_since = since
+        if known.schedule.if_missed == "latest":  # a newer one was started, and those before it were passed over
+            newest = ledger.newest_started(known.name, now + timedelta(seconds=known.schedule.start_within))
+            open_since = max(since, newest or since)
+        too_early = ledger.missed_too_early(known.name, open_since, now)
+        recorded = set(slots.between(known.schedule, since, now)) - too_early
     planned = plan(known.schedule, since, recorded, now)
     late = [slot for slot, reason in planned.missed if reason == "too_late"]
     holders = ledger.holders(known.name, late[0], late[-1]) if late else []

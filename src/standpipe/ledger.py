@@ -500,6 +500,15 @@ class Ledger:
         )
         return {datetime.fromisoformat(row["slot"]) for row in rows}
 
+    def newest_started(self, pipeline: str, until: datetime) -> datetime | None:
+        """Return the newest slot, up to and including `until`, whose record is not that it was missed."""
+        rows = self._select(
+            "SELECT max(slots.slot) AS slot FROM slots JOIN runs ON runs.id = slots.run WHERE slots.pipeline = ?"
+            " AND slots.slot <= ? AND runs.outcome IS NOT 'missed'",
+            *(pipeline, timestamp(until)),
+        )
+        return datetime.fromisoformat(rows[0]["slot"]) if rows[0]["slot"] else None
+
     def retries(self, pipeline: str) -> list[tuple[datetime, datetime]]:
         """Return the slots that are to be tried again, oldest first, each with the instant from which on."""
         rows = self._select(
@@ -794,8 +803,11 @@ class Ledger:
         )
 
     def newest_instant(self) -> datetime | None:
-        """Return the latest instant at which a run was claimed, by this host's clock at that time."""
-        newest = self._run("SELECT * FROM runs ORDER BY id DESC LIMIT 1")
+        """Return the latest instant at which a run was claimed, by this host's clock at that time.
+
+        What was missed counts not: a clock that was ahead for a moment has noted that of every slot until then.
+        """
+        newest = self._run("SELECT * FROM runs WHERE outcome IS NOT 'missed' ORDER BY id DESC LIMIT 1")
         return instant(newest.claimed_at) if newest else None
 
     def prune(self, before: datetime) -> int:
@@ -866,7 +878,8 @@ def hand_back(db: sqlite3.Connection, run: str, told: bool) -> None:
     before = db.execute(
         "SELECT before.id FROM runs AS before JOIN runs AS retry ON (before.pipeline, before.slot) ="
         " (retry.pipeline, retry.slot) AND before.attempt = retry.attempt - 1 WHERE retry.id = ? AND retry.trigger ="
-        " 'retry' AND before.trigger IN ('scheduled', 'catch-up', 'retry') AND before.outcome <> 'skipped'",
+        " 'retry' AND before.trigger IN ('scheduled', 'catch-up', 'retry')"
+        " AND before.outcome NOT IN ('skipped', 'missed')",
         (run,),
     ).fetchone()
     if before:
