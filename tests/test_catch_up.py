@@ -156,10 +156,7 @@ class Host:
         for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
             if self.ledger.running("arxlive") and self.chance.random() < 0.8:  # else another is quicker than the claim
                 return  # as work_through
-            if trigger == "retry" and now > slot + timedelta(seconds=self.schedule.start_within):
-                self.ledger.give_up("arxlive", slot)  # as try_slot
-            else:
-                self.try_slot(trigger, slot)
+            self.try_slot(trigger, slot)
 
     def live(self, minutes: int) -> None:
         """Be up: cron at each slot, catch-up whenever there is something for it to see."""
@@ -290,7 +287,7 @@ def test_every_slot_has_exactly_one_record_whatever_the_host_lives_through_in_ye
                 host.start("manual", None, minutes)
             host.live(minutes // 2)
         newest = max(newest, host.now)
-        runs = {run.id: replace(run, notice=None) for run in ledger.history("arxlive", 1_000_000)}
+        runs = {run.id: replace(run, notice=None, noted_at=None) for run in ledger.history("arxlive", 1_000_000)}
         assert settled.items() <= runs.items()  # whatever the clock says: what was recorded stays as it was
         settled = {run.id: run for run in runs.values() if run.outcome}
     if newest > host.now:
@@ -401,6 +398,20 @@ def test_a_failure_whose_retry_was_never_possible_is_told_in_the_end(ledger: Led
     ledger.give_up("arxlive", slot)
     assert [(told.trigger, told.notice) for told in ledger.notices()] == [("scheduled", "failed")]
     assert ledger.trouble("arxlive") == "failed"
+
+
+def test_a_failure_whose_retry_comes_too_late_is_given_up_though_somebody_holds_the_pipeline(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    slot = fail_once(ledger, engine)
+    (failed,) = ledger.history("arxlive", 9)
+    (known,) = ledger.registered("arxlive")
+    assert known.schedule
+    ledger.claim("A", "arxlive", "manual", slot.date(), None, slot)
+    too_late = slot + timedelta(seconds=known.schedule.start_within + 1)
+    assert "retry" not in dict(catch_up.record_and_list(ledger, known, None, too_late)).values()
+    assert ledger.retries("arxlive") == []
+    assert [run.notice for run in ledger.notices() if run.id == failed.id] == ["failed"]
 
 
 def test_a_failure_whose_retry_there_is_no_budget_for_is_told(ledger: Ledger, engine: ProcessEngine) -> None:

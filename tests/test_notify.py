@@ -275,6 +275,23 @@ def test_a_damaged_declaration_and_a_late_slot_are_told_and_so_is_their_recovery
     assert titles(hook) == ["failed", "recovered", "late", "recovered"]
 
 
+def test_word_is_as_old_as_it_was_noted_and_not_as_its_run(ledger: Ledger, hook: Hook) -> None:
+    now = datetime.now(UTC)
+    began, ended = now - timedelta(days=3), f"{now - timedelta(days=2):%FT%T}Z"
+    for number, pipeline in enumerate(("given-up", "late")):
+        ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED) | {"name": pipeline}), began)
+        ledger.claim(f"R{number}", pipeline, "scheduled", began.date(), began, began)
+    ledger.settle("R0", "failed", exit_code=30, ended_at=ended, retry_at=now)
+    ledger.give_up("given-up", began)
+    ledger.note_late("unused", "late", began, began.date(), now)
+    ledger.claim("R2", "old", "manual", began.date(), None, began)
+    ledger.settle("R2", "failed", exit_code=30, ended_at=ended, notice="failed")
+    ledger._connection.execute("UPDATE runs SET noted_at = ended_at WHERE id = 'R2'")
+    notify.tell(ledger, nothing)
+    assert titles(hook) == ["failed", "late"]
+    assert ledger.notices() == []
+
+
 def test_a_ledger_that_was_lost_is_told_once(ledger: Ledger, hook: Hook) -> None:
     paths.LEDGER.unlink()
     Ledger(paths.LEDGER).close()

@@ -126,8 +126,13 @@ def forget_the_old(ledger: Ledger, say: Callable[[str], None], now: datetime) ->
 def record_and_list(
     ledger: Ledger, known: Registered, down_since: datetime | None, now: datetime
 ) -> list[tuple[datetime, str]]:
-    """Record what was missed; return what is to be started, each slot with its trigger, oldest first."""
-    work = [(slot, "retry") for slot, at in ledger.retries(known.name) if at <= now]
+    """Record what was missed, or is tried no more; return what to start, each slot with its trigger, oldest first."""
+    work = []
+    for slot, at in ledger.retries(known.name):
+        if is_too_late(known.schedule, slot, now):  # whoever holds the pipeline
+            ledger.give_up(known.name, slot)
+        elif at <= now:
+            work.append((slot, "retry"))
     if known.schedule is None:
         return work
     since = known.complete_until
@@ -158,6 +163,11 @@ def record_and_list(
     if planned.complete_until > known.complete_until:
         ledger.complete(known.name, planned.complete_until)
     return sorted(work + [(slot, "catch-up") for slot in planned.start])
+
+
+def is_too_late(schedule: Schedule | None, slot: datetime, now: datetime) -> bool:
+    """Say whether a slot may be started no more."""
+    return schedule is None or now > slot + timedelta(seconds=schedule.start_within)
 
 
 def holder_at(holders: list[Run], instant: str) -> Run | None:
@@ -226,8 +236,7 @@ def try_slot(
     """Try one slot, or give it up where it is too late to be tried again; what goes wrong is said."""
     pipeline, damage = runner.load(name, scheduled=True)
     schedule = pipeline.schedule if pipeline else None
-    within = timedelta(seconds=schedule.start_within) if schedule else timedelta()
-    if trigger == "retry" and datetime.now(UTC) > slot + within:
+    if trigger == "retry" and is_too_late(schedule, slot, datetime.now(UTC)):
         ledger.give_up(name, slot)
         return
     day = slots.slot_date(schedule, slot)

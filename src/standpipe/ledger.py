@@ -106,6 +106,7 @@ MIGRATIONS = (
     """
     ALTER TABLE pipelines ADD COLUMN late_slot TEXT;
     UPDATE pipelines SET late_slot = (SELECT max(slot) FROM slots WHERE pipeline = name AND late = 1);
+    ALTER TABLE runs ADD COLUMN noted_at TEXT;
     """,
 )
 
@@ -121,8 +122,8 @@ class Run:
     """One attempt: times are RFC 3339 in UTC; `outcome` is None while it is unfinished.
 
     `attempt` counts the attempts at one slot from 1; `detail` says more of the reason, for people;
-    `notice` is what somebody is still to be told of it. `receipt` is when the collector confirmed its
-    log; until then, where there is a collector, it is unconfirmed since its end, and sent again in time.
+    `notice` is what somebody is still to be told of it, since `noted_at`. `receipt` is when the collector
+    confirmed its log; until then, where there is a collector, it is unconfirmed since its end, and sent again in time.
     `boot` names the boot of the host in which it was claimed.
     """
 
@@ -148,6 +149,7 @@ class Run:
     attempt: int
     detail: str | None
     notice: str | None
+    noted_at: str | None
     unconfirmed_since: str | None
     send_again_at: str | None
     boot: str | None
@@ -588,7 +590,8 @@ class Ledger:
                 )
             db.execute("UPDATE pipelines SET late_slot = ?2 WHERE name = ?1", which)
             noted = db.execute(
-                "UPDATE runs SET notice = 'late' WHERE id = ? AND notice IS NULL", (row["run"] if row else run,)
+                "UPDATE runs SET notice = 'late', noted_at = ? WHERE id = ? AND notice IS NULL",
+                (timestamp(now), row["run"] if row else run),
             )
             if noted.rowcount:
                 db.execute("UPDATE pipelines SET told = 'late' WHERE name = ?", (pipeline,))
@@ -678,9 +681,10 @@ class Ledger:
             done = db.execute(
                 "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
                 " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail), notice = ?,"
+                " noted_at = ?,"
                 " unconfirmed_since = CASE WHEN container IS NOT NULL THEN ? END WHERE id = ? AND state <> 'settled'",
                 (
-                    *(outcome, reason, exit_code, started_at, ended_at, detail, notice),
+                    *(outcome, reason, exit_code, started_at, ended_at, detail, notice, timestamp(datetime.now(UTC))),
                     unconfirmed_since and timestamp(unconfirmed_since),
                     run,
                 ),
@@ -890,7 +894,8 @@ def hand_back(db: sqlite3.Connection, run: str, told: bool) -> None:
 
 def have_told(db: sqlite3.Connection, run: str) -> None:
     """Have somebody told of a run's outcome."""
-    db.execute("UPDATE runs SET notice = outcome WHERE id = ?", (run,))
+    now = timestamp(datetime.now(UTC))
+    db.execute("UPDATE runs SET notice = outcome, noted_at = ? WHERE id = ?", (now, run))
     db.execute("UPDATE pipelines SET told = outcome FROM runs WHERE id = ? AND name = pipeline", (run,))
 
 

@@ -91,7 +91,8 @@ def tell_alone(ledger: Ledger, say: Callable[[str], None]) -> None:
     chosen = settings()
     for (name, event), group in groupby(ledger.notices(), key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
-        old = event != "unconfirmed" and datetime.now(UTC) - instant(runs[-1].ended_at or runs[-1].claimed_at) > TOO_OLD
+        noted_at = runs[-1].noted_at or runs[-1].ended_at or runs[-1].claimed_at
+        old = event != "unconfirmed" and datetime.now(UTC) - instant(noted_at) > TOO_OLD
         if not chosen.urls or old or deliver(ledger, chosen, name, event, runs):
             ledger.told([run.id for run in runs], event)
         else:
