@@ -22,7 +22,7 @@ from ulid import ULID
 from conftest import DECLARED, ProcessEngine
 from standpipe import backfill, catch_up, paths, runner, slots
 from standpipe.engines import CannotStart
-from standpipe.errors import BudgetShort, EngineUnavailable, UsageError
+from standpipe.errors import BudgetShort, EngineUnavailable, LedgerDamaged, UsageError
 from standpipe.ledger import Ledger, Run, SlotRecorded, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
@@ -151,9 +151,11 @@ class Host:
 
     def catch_up(self, now: datetime) -> None:
         self.now = now
-        seen = self.ledger.watched(now)
+        seen = self.ledger.seen()
         down = seen if seen and now - seen > catch_up.HOST_WAS_DOWN else None
-        for slot, trigger in catch_up.record_and_list(self.ledger, self.known(), down, now):
+        work = catch_up.record_and_list(self.ledger, self.known(), down, now)
+        self.ledger.watched(now)
+        for slot, trigger in work:
             if self.ledger.running("arxlive") and self.chance.random() < 0.8:  # else another is quicker than the claim
                 return  # as work_through
             self.try_slot(trigger, slot)
@@ -492,7 +494,7 @@ def test_a_slot_that_waits_for_a_long_run_is_late_in_its_time_and_once(ledger: L
     ledger.claim("A", "arxlive", "manual", date(2026, 11, 20), None, at("2026-11-20 02:00"))
     for minute in ("03:30", "04:05", "04:10"):
         now = at(f"2026-11-20 {minute}")
-        catch_up.note_late(ledger, pipeline, ledger.registered("arxlive")[0], now)
+        catch_up.note_late(ledger, engine, pipeline, ledger.registered("arxlive")[0], now)
         late = [(run.slot, run.outcome, run.detail, run.notice) for run in ledger.notices()]
         expected = [(timestamp(at("2026-11-20 03:00")), "skipped", "held by run A", "late")]
         assert late == (expected if minute > "04" else [])
@@ -502,6 +504,20 @@ def test_a_slot_that_waits_for_a_long_run_is_late_in_its_time_and_once(ledger: L
     assert catch_up.record_and_list(ledger, known, None, now) == [
         (at("2026-11-20 03:00"), "catch-up")
     ]  # still to be run
+
+
+def test_a_slot_that_waits_for_a_container_by_hand_is_late_in_its_time(ledger: Ledger, engine: ProcessEngine) -> None:
+    pipeline = declare(schedule={"cron": "0 3 * * *"}, late_after="1h")
+    ledger.register(pipeline, at("2026-11-20 01:00"))
+    runner.make_lock("arxlive")
+    with (paths.LOCKS / "arxlive" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for _again in range(2):
+            catch_up.note_late(ledger, engine, pipeline, ledger.registered("arxlive")[0], at("2026-11-20 04:05"))
+    (late,) = ledger.history("arxlive", 9)
+    assert (late.outcome, late.detail, late.notice) == (
+        "skipped", "held by a container, which was started by hand", "late",
+    )  # fmt: skip
 
 
 def test_a_stop_is_on_record_with_who_asked(ledger: Ledger, engine: ProcessEngine) -> None:
@@ -704,18 +720,43 @@ def test_what_is_open_of_a_schedule_that_is_given_up_is_on_record(
     assert ledger.notices() == []
 
 
-def test_a_clock_far_ahead_makes_no_flood_and_what_is_left_of_a_long_outage_comes_with_the_next_looks(
-    ledger: Ledger,
-) -> None:
-    host = Host(ledger, schedule(cron="* * * * *", start_within="1h"), at("2026-11-20 12:00"))
+def test_a_long_outage_is_on_record_with_its_reason_after_one_look(ledger: Ledger) -> None:
+    off, on = at("2026-11-20 12:00"), at("2026-12-04 12:00")
+    host = Host(ledger, schedule(cron="* * * * *", start_within="1h"), off)
+    ledger.watched(off)
     begun = time.process_time()
-    for look in range(3):
-        host.catch_up(at("2026-12-04 12:00") + timedelta(minutes=5 * look))
-        runs = ledger.history("arxlive", 100_000)
-        assert len(runs) <= (look + 1) * catch_up.MOST_AT_ONCE + 100
+    host.catch_up(on)
     assert time.process_time() - begun < 20
-    assert len({run.slot for run in runs}) == len(runs) == 14 * 1440 + 8
-    assert [run.outcome for run in runs].count("succeeded") == 3  # the newest of each look
+    runs = ledger.history("arxlive", 100_000)
+    assert len({run.slot for run in runs}) == len(runs) == 14 * 1440 - 2
+    reasons = [run.reason for run in runs if run.outcome == "missed"]
+    assert [reasons.count(reason) for reason in ("host_down", "superseded")] == [14 * 1440 - 60, 57]
+
+
+def test_a_clock_far_ahead_makes_no_flood_at_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catch_up, "MOST_AT_ONCE", 10)
+    monkeypatch.setattr(catch_up, "MOST_CHUNKS", 3)
+    host = Host(ledger, schedule(cron="0 * * * *", start_within="1h"), at("2026-11-20 12:30"))
+    for look, missed in enumerate((30, 60, 71)):
+        host.catch_up(at("2026-11-23 12:30") + timedelta(minutes=5 * look))
+        outcomes = [run.outcome for run in ledger.history("arxlive", 1000)]
+        assert (outcomes.count("missed"), outcomes.count("succeeded")) == (missed, 1)
+
+
+def test_a_look_that_is_cut_off_is_begun_again_and_knows_since_when_nobody_watched(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(schedule={"cron": "0 3 * * *"})
+    seen = datetime.now(UTC) - timedelta(days=3)
+    ledger.watched(seen)
+
+    def fail(*_arguments: object) -> None:
+        raise LedgerDamaged("it is damaged")
+
+    monkeypatch.setattr(catch_up, "record_and_list", fail)
+    with pytest.raises(LedgerDamaged):
+        catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+    assert ledger.seen() == seen
 
 
 def test_a_clock_far_ahead_makes_no_record_old(ledger: Ledger, engine: ProcessEngine) -> None:

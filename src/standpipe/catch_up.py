@@ -11,7 +11,7 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -28,7 +28,8 @@ from standpipe.pipeline import Pipeline, Schedule
 CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
 HOST_WAS_DOWN = timedelta(minutes=12)  # nobody watched for that long, where every five minutes is the rule
 A_JUMP = timedelta(days=1)  # by which the host was off, or its clock was set: nothing is forgotten by it at once
-MOST_AT_ONCE = 10_000  # slots that one look records as missed: a week of minutes
+MOST_AT_ONCE = 10_000  # slots that are recorded as missed in one transaction: a week of minutes
+MOST_CHUNKS = 20  # of so many, which take some seconds; the next look has the rest
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Plan:
     start: list[datetime]
     missed: list[tuple[datetime, str]]  # with the reason: superseded, too_late, or policy
     complete_until: datetime
+    whole: bool  # or the slots after `complete_until` are for the next plan
 
 
 def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now: datetime) -> Plan:
@@ -62,7 +64,8 @@ def plan(schedule: Schedule, since: datetime, recorded: Iterable[datetime], now:
     reason = "policy" if schedule.if_missed == "skip" else "superseded"
     missed = [(slot, "too_late") for slot in late] + [(slot, reason) for slot in fresh if slot not in start]
     complete_until = start[0] - timedelta(microseconds=1) if start else max(since, until)
-    return Plan(start, missed, late[-1] if len(late) == MOST_AT_ONCE else complete_until)
+    whole = len(late) < MOST_AT_ONCE
+    return Plan(start, missed, complete_until if whole else late[-1], whole)
 
 
 def catch_up(
@@ -74,7 +77,7 @@ def catch_up(
     """
     with suppress(EngineUnavailable):  # each run of a pipeline says so
         runner.release_the_settled(ledger, engine)
-    seen = ledger.watched(now)
+    seen = ledger.seen()
     down_since = seen if seen and now - seen > HOST_WAS_DOWN else None
     children = {}
     failures = 0
@@ -83,7 +86,7 @@ def catch_up(
             pipeline, _damage = runner.load(name, scheduled=True)
             known = runner.register(ledger, name, pipeline, now)
             work = record_and_list(ledger, known, down_since, now) if known else []
-            note_late(ledger, pipeline, known, now)
+            note_late(ledger, engine, pipeline, known, now)
             going = ledger.running(name)
             abandoned = going is not None and not runner.has_living_runner(going.id)
         except LedgerDamaged:
@@ -95,6 +98,7 @@ def catch_up(
         if work or abandoned:
             job = partial(work_through, ledger, engine, name, work, listen, say)
             children[in_a_child(name, job, say)] = name
+    ledger.watched(now)  # not before: a look that is cut off is begun again, and knows since when nobody watched
     for left in ledger.unfinished():
         if left.pipeline not in configuration.names() and not runner.has_living_runner(left.id):  # it was removed since
             job = partial(work_through, ledger, engine, left.pipeline, [], listen, say)
@@ -135,18 +139,38 @@ def record_and_list(
             work.append((slot, "retry"))
     if known.schedule is None:
         return work
+    for _chunk in range(MOST_CHUNKS):
+        planned = plan_of(ledger, known, known.schedule, now)
+        record(ledger, known, known.schedule, planned, down_since, now)
+        if planned.whole:
+            break
+        known = replace(known, complete_until=planned.complete_until)
+    return sorted(work + [(slot, "catch-up") for slot in planned.start])
+
+
+def plan_of(ledger: Ledger, known: Registered, schedule: Schedule, now: datetime) -> Plan:
+    """Plan what is to be done about a pipeline's slots, by what is on record of them."""
     since = known.complete_until
     if since <= now - CRON_IS_PUNCTUAL:
         recorded = ledger.recorded(known.name, since, now)
     else:  # by a clock that was ahead; or this one is behind
-        since = min(since, max(known.schedule_since, now - timedelta(seconds=known.schedule.start_within)))
-        open_since = since
-        if known.schedule.if_missed == "latest":  # a newer one was started, and those before it were passed over
-            newest = ledger.newest_started(known.name, now + timedelta(seconds=known.schedule.start_within))
-            open_since = max(since, newest or since)
-        too_early = ledger.missed_too_early(known.name, open_since, now)
-        recorded = set(slots.between(known.schedule, since, now)) - too_early
-    planned = plan(known.schedule, since, recorded, now)
+        within = timedelta(seconds=schedule.start_within)
+        since = open_since = min(since, max(known.schedule_since, now - within))
+        if schedule.if_missed == "latest":  # a newer one was started, and those before it were passed over
+            open_since = max(since, ledger.newest_started(known.name, now + within) or since)
+        recorded = set(slots.between(schedule, since, now)) - ledger.missed_too_early(known.name, open_since, now)
+    return plan(schedule, since, recorded, now)
+
+
+def record(
+    ledger: Ledger,
+    known: Registered,
+    schedule: Schedule,
+    planned: Plan,
+    down_since: datetime | None,
+    now: datetime,
+) -> None:
+    """Record what a plan says was missed, with why, and until when every slot has its record."""
     late = [slot for slot, reason in planned.missed if reason == "too_late"]
     holders = ledger.holders(known.name, late[0], late[-1]) if late else []
     missed = []
@@ -157,12 +181,11 @@ def record_and_list(
             reason = "host_down" if reason == "too_late" else reason
         elif reason == "too_late" and (run := holder_at(holders, timestamp(slot))):
             reason, detail = "held", f"held by run {run.id}"
-        missed.append((str(ULID()), slot, slots.slot_date(known.schedule, slot), reason, detail))
+        missed.append((str(ULID()), slot, slots.slot_date(schedule, slot), reason, detail))
     if missed:
         ledger.miss(missed, known.name, now)
     if planned.complete_until > known.complete_until:
         ledger.complete(known.name, planned.complete_until)
-    return sorted(work + [(slot, "catch-up") for slot in planned.start])
 
 
 def is_too_late(schedule: Schedule | None, slot: datetime, now: datetime) -> bool:
@@ -177,14 +200,18 @@ def holder_at(holders: list[Run], instant: str) -> Run | None:
     return run if run and (run.outcome is None or (run.ended_at or "") > instant) else None
 
 
-def note_late(ledger: Ledger, pipeline: Pipeline | None, known: Registered | None, now: datetime) -> None:
+def note_late(
+    ledger: Ledger, engine: Engine, pipeline: Pipeline | None, known: Registered | None, now: datetime
+) -> None:
     """Note the newest slot that should have succeeded by now, and has not."""
     if pipeline is None or pipeline.late_after is None or known is None or known.schedule is None:
         return
     by = now - timedelta(seconds=pipeline.late_after)
     newest = slots.newest_due(known.schedule, by, known.schedule_since)
     if newest and not ledger.succeeded(known.name, newest):
-        ledger.note_late(str(ULID()), known.name, newest, slots.slot_date(known.schedule, newest), now)
+        day = slots.slot_date(known.schedule, newest)
+        by_hand = None if ledger.running(known.name) else runner.holder_of_lock(engine, known.name)
+        ledger.note_late(str(ULID()), known.name, newest, day, now, by_hand)
 
 
 def in_a_child(name: str, job: Callable[[], None], say: Callable[[str], None]) -> int:

@@ -569,10 +569,13 @@ class Ledger:
         rows = self._select("SELECT run FROM deliveries WHERE notice = ? AND address = ?", notice, address)
         return {row["run"] for row in rows}
 
-    def note_late(self, run: str, pipeline: str, slot: datetime, day: date, now: datetime) -> None:
+    def note_late(
+        self, run: str, pipeline: str, slot: datetime, day: date, now: datetime, by_hand: str | None = None
+    ) -> None:
         """Note, once, that nothing has finished for a slot in its time.
 
-        One that waits for whoever holds the pipeline has no record yet: `run` is then the attempt that was refused.
+        One that waits for whoever holds the pipeline, a run or what was started `by_hand`, has no record yet: `run` is
+        then the attempt that was refused.
         """
         which = (pipeline, timestamp(slot))
         with self._transaction() as db:
@@ -580,13 +583,14 @@ class Ledger:
                 return
             row = db.execute("SELECT run FROM slots WHERE pipeline = ? AND slot = ?", which).fetchone()
             held = db.execute("SELECT id FROM runs WHERE pipeline = ? AND state <> 'settled'", (pipeline,)).fetchone()
-            if row is None and held is None:
+            holder = f"run {held['id']}" if held else by_hand
+            if row is None and holder is None:
                 return  # it is about to be started
             if row is None:
                 db.execute(
                     "INSERT INTO runs (id, pipeline, slot, trigger, date, claimed_at, state, outcome, reason,"
                     " exit_code, detail) VALUES (?, ?, ?, 'catch-up', ?, ?, 'settled', 'skipped', 'held', 75, ?)",
-                    (run, *which, day.isoformat(), timestamp(now), f"held by run {held['id']}"),
+                    (run, *which, day.isoformat(), timestamp(now), f"held by {holder}"),
                 )
             db.execute("UPDATE pipelines SET late_slot = ?2 WHERE name = ?1", which)
             noted = db.execute(
@@ -618,15 +622,18 @@ class Ledger:
             outcome,
         )
 
-    def watched(self, now: datetime) -> datetime | None:
-        """Note that this host is being watched now; return when it was last."""
+    def seen(self) -> datetime | None:
+        """Return when this host was watched last."""
+        rows = self._select("SELECT seen_at FROM watch")
+        return datetime.fromisoformat(rows[0]["seen_at"]) if rows else None
+
+    def watched(self, now: datetime) -> None:
+        """Note that this host is being watched now."""
         with self._transaction() as db:
-            row = db.execute("SELECT seen_at FROM watch").fetchone()
             db.execute(
                 "INSERT INTO watch VALUES (1, ?) ON CONFLICT (one) DO UPDATE SET seen_at = excluded.seen_at",
                 (timestamp(now),),
             )
-        return datetime.fromisoformat(row["seen_at"]) if row else None
 
     def started(self, run: str, container: str, started_at: str | None, commit_id: str | None, image: str) -> None:
         """Note the container that a claimed run was started as."""
