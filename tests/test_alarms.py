@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from standpipe import cli, notify, paths
+from standpipe.logs import alarms
 
 JOURNAL = f"""#!{sys.executable}
 import json, os, sys
@@ -89,6 +91,30 @@ def test_what_no_address_takes_is_tried_again(
         assert cli.main(["collect", "--tell"]) == 0
     assert cli.main(["collect", "--tell"]) == 0
     assert len(sent) == 2
+
+
+def test_a_flood_of_alarms_is_counted_in_little_memory_and_told_in_parts(
+    journal: Journal, sent: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "MOST_COUNTED", 2000)
+    for number in range(3000):
+        journal.warn(f"alarm {number} {'x' * 2000}")
+    tracemalloc.start()
+    assert cli.main(["collect", "--tell"]) == 0
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2_000_000
+    os.utime(paths.ALARMS_TOLD, (0, 0))
+    assert cli.main(["collect", "--tell"]) == 0
+    assert ["2000 alarms\nalarm 0 " in sent[0][1], "1000 alarms\nalarm 2000 " in sent[2][1]] == [True, True]
+
+
+def test_a_journal_that_cannot_be_read_is_told(
+    journal: Journal, sent: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal.path.unlink()
+    assert cli.main(["collect", "--tell"]) == 70
+    assert "the journal cannot be read: Traceback" in capsys.readouterr().err
 
 
 def test_doctor_looks_at_a_collector_and_misses_nothing_there_that_only_a_runner_needs(

@@ -220,6 +220,13 @@ def test_what_is_no_record_of_the_run_is_refused_and_told(tmp_path: Path, collec
     assert "was refused" in collector.alarms[0]
 
 
+def test_records_that_are_refused_are_told_once_a_run(tmp_path: Path, collector: Collector) -> None:
+    collector.take_in(b"".join(b"no json %d\n" % number for number in range(100)))
+    collector.look()
+    assert len(collector.alarms) == 1
+    assert "no json 0" in collector.alarms[0]
+
+
 def test_a_place_that_is_no_host_pipeline_and_run_is_not_looked_at(collector: Collector) -> None:
     for place in (f"UPPER/arxlive/{RUN}", f"batch-1/x/{RUN}", "batch-1/arxlive/short"):
         path = (paths.INTAKE / place).with_suffix(".ndjson")

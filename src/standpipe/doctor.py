@@ -57,8 +57,8 @@ def look_at_collector() -> Iterator[Finding]:
         yield Finding("alarms", "cannot be read", str(error), error.exit_code)
         return
     remedy = "journalctl -u standpipe-collect -p warning" if warned else None
-    last = f"; the last: {spool.one_line(warned[-1].text.encode())}" if warned else ""
-    yield Finding("alarms", f"{len(warned)} in the last day{last}", remedy, 69)
+    last = f"; the last: {spool.one_line(warned.last.encode())}" if warned else ""
+    yield Finding("alarms", f"{warned.number if warned else 0} in the last day{last}", remedy, 69)
 
 
 def look_at_runner(engine: Engine) -> Iterator[Finding]:

@@ -34,7 +34,6 @@ PING_TIMEOUT = 10  # seconds
 
 SLOTS_LISTED = 20
 LONGEST_LINE = 2000  # characters of a log's line in a message
-ALARMS_LISTED = 20
 ALARMS_EVERY = 3600  # seconds
 
 # What a log has and an image's settings have not; the rest is `scan`'s to know.
@@ -241,17 +240,17 @@ def tell_of_alarms(say: Callable[[str], None]) -> None:
     found = alarms.since(place.read_text() if told else None)
     if not found:
         return
-    shown = [without_secrets(spool.one_line(one.text.encode()), set(), Detector()) for one in found[:ALARMS_LISTED]]
-    more = len(found) - len(shown)
+    shown = [without_secrets(spool.one_line(one.encode()), set(), Detector()) for one in found.first]
+    more = found.number - len(shown)
     body = "\n".join(shown + ([f"and {more} more: journalctl -u standpipe-collect -p warning"] if more else []))
-    title = f"collector {socket.gethostname()}: {len(found)} {'alarms' if len(found) > 1 else 'alarm'}"
+    title = f"collector {socket.gethostname()}: {found.number} {'alarms' if found.number > 1 else 'alarm'}"
     taken = [send(url, title, body) for url in chosen.urls]
     if not all(taken):
-        say(f"word of {len(found)} alarms could not be sent to {taken.count(False)} of {len(taken)} addresses")
+        say(f"word of {found.number} alarms could not be sent to {taken.count(False)} of {len(taken)} addresses")
     if any(taken):  # whoever took it is not told again because of another
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = place.with_suffix(".unfinished")
-        unfinished.write_text(found[-1].cursor)
+        unfinished.write_text(found.cursor)
         unfinished.rename(place)
 
 

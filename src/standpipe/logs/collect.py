@@ -353,7 +353,7 @@ class Assembly:
         """Take one record: in its turn, before its turn, or once more."""
         record = self._read(line)
         if record is None:
-            self._alarm(f"{self.name}: a record was refused, which is none of this run: {spool.one_line(line[:200])}")
+            self._tell_once("a record was refused, which is none of this run", f": {spool.one_line(line[:200])}")
         elif record["stream"] == "end":
             self._end = record
         else:
@@ -388,11 +388,11 @@ class Assembly:
     def _trace(self, line: bytes) -> int:
         return int.from_bytes(hashlib.blake2b(line, digest_size=4, key=self._key).digest())
 
-    def _tell_once(self, what: str) -> None:
+    def _tell_once(self, what: str, which: str = "") -> None:
         """Tell what goes on, or what somebody forges, once: he can do so as often as he likes."""
         if what not in self._told:
             self._told.add(what)
-            self._alarm(f"{self.name}: {what}")
+            self._alarm(f"{self.name}: {what}{which}")
 
     def _read(self, line: bytes) -> dict[str, Any] | None:
         """Return a record of this run, or None."""
