@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -626,6 +627,37 @@ def test_a_file_that_is_changed_while_the_service_runs_is_told_once(
     guard.look()
     guard.look()
     assert len(collector.alarms) == 1
+
+
+def test_many_confirmed_files_take_little_memory_and_hold_up_no_receipt(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "TIDY_EVERY", 0)
+    monkeypatch.setattr(collect, "HELD_AT_ONCE", 100 * collect.A_LOOK)
+    read: list[None] = []
+
+    def receipt_of(_log: Path) -> dict[str, str]:
+        read.append(None)
+        return {"log_sha256": hashlib.sha256().hexdigest()}
+
+    monkeypatch.setattr(collect, "receipt_of", receipt_of)
+    logs = paths.COLLECTED / "batch-1/arxlive"
+    logs.mkdir(parents=True)
+    for number in range(1000):
+        (logs / f"{RUN[:22]}{number:04}.log").touch()
+    guard = collect.Guard(collector.alarms.append)
+    tracemalloc.start()
+    guard.look()
+    assert len(read) == 100
+    for _ in range(10):
+        guard.look()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100_000
+    for _ in range(11):
+        guard.look()
+    assert len(read) == 1000  # each once
+    assert collector.alarms == []
 
 
 def test_a_file_that_is_changed_before_its_receipt_is_written_anew(tmp_path: Path, collector: Collector) -> None:

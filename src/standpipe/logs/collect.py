@@ -20,6 +20,7 @@ import shutil
 import time
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from io import BufferedReader
@@ -39,9 +40,8 @@ MOST_KNOWN = 2_000_000  # lines of a run of which four bytes are kept, to tell o
 MOST_WAITING = 8_000_000  # bytes of records that came before their turn, of one run; what is more is sent again
 AT_ONCE = 4_000_000  # bytes of a run that are taken in its turn; then the others have theirs
 PACKED_AT_ONCE = 1_000_000  # bytes
-HELD_AT_ONCE = (
-    8  # pieces of files that are held against their receipts, of a megabyte each; then receipts have their turn
-)
+HELD_AT_ONCE = 8_000_000  # bytes of files that are held against their receipts; then receipts have their turn
+A_LOOK = 10_000  # bytes that are read in the time that it takes to see that a file is as it was
 TRY_AGAIN = 10  # seconds after which a run's file that could not be written is tried again
 LEAST_FREE = 2_000_000_000  # bytes of a disk, or a twentieth of it where that is less
 TIDY_EVERY = 3600  # seconds
@@ -158,37 +158,41 @@ class Guard:
     def __init__(self, alarm: Teller) -> None:
         """Begin with nothing known."""
         self._alarm = alarm
-        self._known: dict[Path, tuple[int, ...]] = {}
+        self._known = array("q")  # sorted: eight bytes of each file that was held as it is
         self._rounds = self._go_around()
 
     def look(self) -> None:
         """Look at some more of them."""
-        for _ in range(HELD_AT_ONCE):
-            next(self._rounds)
+        done = 0
+        while done < HELD_AT_ONCE:
+            done += next(self._rounds)
 
-    def _go_around(self) -> Iterator[None]:
+    def _go_around(self) -> Iterator[int]:
+        """Yield how much was done, in bytes."""
         while True:
             began = time.monotonic()
-            found = sorted(logs_of_runs())
-            for path in self._known.keys() - set(found):
-                del self._known[path]
-            for path in found:
-                yield from self._hold(path)
-            yield
+            held = array("q")
+            for path in logs_of_runs():
+                yield from self._hold(path, held)
+                yield A_LOOK
+            self._known = array("q", sorted(held))
+            yield HELD_AT_ONCE
             while time.monotonic() - began < TIDY_EVERY:
-                yield
+                yield HELD_AT_ONCE
 
-    def _hold(self, path: Path) -> Iterator[None]:
+    def _hold(self, path: Path, held: array[int]) -> Iterator[int]:
         try:
             seen = path.stat()
-            identity = (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-            if self._known.get(path) == identity or not (receipt := receipt_of(path)):
-                return
-            for wrong in changes(path, receipt):
-                if wrong:
-                    self._alarm(wrong)
-                yield
-            self._known[path] = identity
+            identity = hash((str(path), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
+            place = bisect_left(self._known, identity)
+            if self._known[place : place + 1] != array("q", [identity]):
+                if not (receipt := receipt_of(path)):
+                    return
+                for wrong in changes(path, receipt):
+                    if wrong:
+                        self._alarm(wrong)
+                    yield PACKED_AT_ONCE
+            held.append(identity)
         except FileNotFoundError:
             return  # compressed, or removed by its age
         except OSError as error:
