@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_what_no_address_takes_is_tried_again(
         assert cli.main(["collect", "--tell"]) == 0
     assert cli.main(["collect", "--tell"]) == 0
     assert len(sent) == 2
+
+
+def test_a_clock_that_was_ahead_silences_no_alarm(journal: Journal, sent: list[tuple[str, str]]) -> None:
+    for number in range(2):
+        journal.warn(f"alarm {number}")
+        assert cli.main(["collect", "--tell"]) == 0
+        os.utime(paths.ALARMS_TOLD, (time.time() + 86400,) * 2)
+    assert len(sent) == 4
 
 
 def test_a_flood_of_alarms_is_counted_in_little_memory_and_told_in_parts(

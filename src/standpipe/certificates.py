@@ -6,12 +6,11 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from standpipe import notify, paths
 
 RENEW_WITHIN = 14 * 86400  # seconds before a certificate's end from which on no converge has renewed it in time
-TOLD_EVERY = timedelta(days=1)
+TOLD_EVERY = 86400  # seconds
 RENEWS = "run site.yml on this host, which renews it"
 RENEWS_ALL = "move its folder (certificate-authority) away on the controller, and run site.yml on all hosts"
 
@@ -41,7 +40,7 @@ def here() -> Iterator[Certificate]:
 def warn(say: Callable[[str], None]) -> None:
     """Send word, once a day, of certificates that end soon."""
     urls = notify.settings().urls
-    if not urls or was_told_lately():
+    if not urls or paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
         return
     ending = [one for one in here() if one.remedy]
     if not ending:
@@ -53,12 +52,3 @@ def warn(say: Callable[[str], None]) -> None:
         paths.CERTIFICATES_TOLD.touch()
     else:
         say("word of certificates that end soon could not be sent; it is tried again")
-
-
-def was_told_lately() -> bool:
-    """Say whether word was sent within a day."""
-    try:
-        told = datetime.fromtimestamp(paths.CERTIFICATES_TOLD.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return False
-    return abs(datetime.now(UTC) - told) < TOLD_EVERY

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import re
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -234,10 +233,9 @@ def tell_of_alarms(say: Callable[[str], None]) -> None:
     from standpipe.logs import alarms
 
     chosen, place = settings(), paths.ALARMS_TOLD
-    told = place.exists()
-    if not chosen.urls or (told and time.time() - place.stat().st_mtime < ALARMS_EVERY):
+    if not chosen.urls or paths.written_within(place, ALARMS_EVERY):
         return
-    found = alarms.since(place.read_text() if told else None)
+    found = alarms.since(place.read_text() if place.exists() else None)
     if not found:
         return
     shown = [without_secrets(spool.one_line(one.encode()), set(), Detector()) for one in found.first]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path(os.environ.get("STANDPIPE_ROOT", "/"))
@@ -48,6 +49,11 @@ COLLECTOR = ROOT / "etc/standpipe/receipts.conf"
 ALARMS_TOLD = STATE / "alarms-told"
 COLLECTED = ROOT / "var/log/standpipe"
 REJECTED = COLLECTED / "rejected.log"
+
+
+def written_within(path: Path, seconds: float) -> bool:
+    """Say whether a file was written so lately; one that a clock left in times to come was not."""
+    return path.exists() and abs(time.time() - path.stat().st_mtime) < seconds
 
 
 def compose_file(pipeline: str) -> Path:

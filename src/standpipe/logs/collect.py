@@ -139,17 +139,22 @@ class Rejected:
     def __init__(self, alarm: Teller) -> None:
         """Begin with what was rejected in the last hour."""
         self._alarm = alarm
-        self._told_until = time.time() - TIDY_EVERY
+        lately = paths.written_within(paths.REJECTED, TIDY_EVERY)
+        self._told_of = None if lately else self._written()
         self._told_at = -math.inf
 
     def look(self) -> None:
         """Look whether there is more."""
-        if time.monotonic() - self._told_at < TIDY_EVERY or not paths.REJECTED.exists():
+        if time.monotonic() - self._told_at < TIDY_EVERY:
             return
-        written = paths.REJECTED.stat().st_mtime
-        if written > self._told_until:
-            self._told_until, self._told_at = written, time.monotonic()
+        written = self._written()
+        if written not in (None, self._told_of):
+            self._told_of, self._told_at = written, time.monotonic()
             self._alarm(f"{paths.REJECTED}: what no host may send, or not in that name, came in and was rejected")
+
+    def _written(self) -> int | None:
+        """Return when the file was written last, by whatever clock."""
+        return paths.REJECTED.stat().st_mtime_ns if paths.REJECTED.exists() else None
 
 
 class Guard:

@@ -30,7 +30,7 @@ from standpipe.logs.follow import ContainerGone, spool_log
 ANSWER_WITHIN = 10  # seconds
 FRESH = timedelta(seconds=60)  # a run that ended so lately is waited for
 LOOK_AGAIN = (0.2, 5.0)  # seconds between two looks, at first and at most
-LOOK_BACK_EVERY = timedelta(hours=1)  # for what the collector should still hold
+LOOK_BACK_EVERY = 3600  # seconds; for what the collector should still hold
 MOST_TO_LOSE = 100_000  # logs that are looked for at a collector that was restored
 ROOM = 100_000_000  # bytes of a disk that a second copy of a log leaves free
 SEND_AGAIN_DAILY = timedelta(days=1)  # the longest time between two sendings
@@ -138,7 +138,7 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, wa
     Raises CollectorAway.
     """
     newest = [run for run in ledger.newest_confirmed() if is_to_be_held(run, collector)]
-    looks_back = not looked_back_lately()
+    looks_back = not paths.written_within(paths.LOOKED_BACK, LOOK_BACK_EVERY)
     asked = [run for run in newest if looks_back or run is newest[0] or run.pipeline in waiting]
     older = an_older_one(ledger, collector) if looks_back else None
     thorough = older is not None and not receipts.of(older)
@@ -159,15 +159,6 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, wa
         say(
             f"the collector no longer holds {len(lost)} logs, confirmed from {lost[-1].receipt} on: they are sent again"
         )
-
-
-def looked_back_lately() -> bool:
-    """Say whether an older log was looked for within an hour."""
-    try:
-        looked = datetime.fromtimestamp(paths.LOOKED_BACK.stat().st_mtime, UTC)
-    except FileNotFoundError:
-        return False
-    return abs(datetime.now(UTC) - looked) < LOOK_BACK_EVERY
 
 
 def an_older_one(ledger: Ledger, collector: Collector) -> Run | None:
