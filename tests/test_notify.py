@@ -107,12 +107,17 @@ def test_a_failure_is_told_with_the_end_of_its_log_and_without_a_secret(
     assert len(hook.taken) == 1
 
 
-def test_two_processes_that_tell_at_once_send_one_message(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
-    run(ledger, engine, "import os; os._exit(30)")
+def two_tell_at_once(hook: Hook, tell: str) -> None:
     hook.delay = 2  # seconds: the other one looks meanwhile
-    program = "from standpipe import ledger, notify, paths; notify.tell(ledger.Ledger(paths.LEDGER), print)"
+    program = f"from standpipe import certificates, ledger, notify, paths; {tell}"
     tellers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
     assert [teller.wait(timeout=60) for teller in tellers] == [0, 0]
+    assert len(hook.taken) == 1
+
+
+def test_two_processes_that_tell_at_once_send_one_message(ledger: Ledger, engine: ProcessEngine, hook: Hook) -> None:
+    run(ledger, engine, "import os; os._exit(30)")
+    two_tell_at_once(hook, "notify.tell(ledger.Ledger(paths.LEDGER), print)")
     assert titles(hook) == ["failed"]
     assert ledger.notices() == []
 
@@ -304,6 +309,23 @@ def test_a_ledger_that_was_lost_is_told_once(ledger: Ledger, hook: Hook) -> None
     assert len(said) == 1
     (told,) = hook.taken
     assert "began anew" in told["title"]
+
+
+def test_a_lost_ledger_is_told_once_though_one_of_the_addresses_is_dead(host: Path, hook: Hook) -> None:
+    paths.STATE.mkdir(parents=True, exist_ok=True)
+    paths.LEDGER_BEGUN.write_text("begun anew")
+    paths.NOTIFY.write_text(yaml.safe_dump({"urls": ["nosuchscheme://x", f"json://127.0.0.1:{hook.port}/x"]}))
+    for _ in range(2):
+        notify.tell_of_a_new_ledger(nothing)
+    assert len(hook.taken) == 1
+
+
+def test_two_processes_tell_of_a_lost_ledger_and_of_certificates_once(host: Path, hook: Hook) -> None:
+    have_certificates(13, 100)
+    two_tell_at_once(hook, "certificates.warn(print)")
+    hook.taken.clear()
+    paths.LEDGER_BEGUN.write_text("begun anew")
+    two_tell_at_once(hook, "notify.tell_of_a_new_ledger(print)")
 
 
 def test_what_is_to_be_told_since_a_message_was_made_is_told_too(ledger: Ledger, host: Path) -> None:

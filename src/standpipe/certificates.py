@@ -43,8 +43,14 @@ def warn(say: Callable[[str], None]) -> None:
     if not urls or paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
         return
     ending = [one for one in here() if one.remedy]
-    if not ending:
-        return
+    if ending:
+        with notify.alone():
+            if not paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
+                send(urls, ending, say)
+
+
+def send(urls: list[str], ending: list[Certificate], say: Callable[[str], None]) -> None:
+    """Send word of certificates to each address; it is sent where one has taken it."""
     title = f"{' and '.join(one.kind for one in ending)} on {socket.gethostname()}: {ending[0].seen}"
     body = "\n".join(f"{one.kind}: {one.seen}: {one.remedy}" for one in ending)
     taken = [notify.send(url, title, body) for url in urls]

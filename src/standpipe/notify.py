@@ -13,6 +13,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
@@ -79,9 +80,16 @@ def tell(ledger: Ledger, say: Callable[[str], None]) -> None:
     """Send what is noted and not yet sent. What goes wrong is said, and changes nothing else."""
     if not ledger.notices():
         return
-    with paths.TELLING.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # what it waits for here is told by then
+    with alone():
         tell_alone(ledger, say)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other process sends word: what it had to tell is told by then."""
+    with paths.TELLING.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def tell_alone(ledger: Ledger, say: Callable[[str], None]) -> None:
@@ -254,15 +262,16 @@ def tell_of_alarms(say: Callable[[str], None]) -> None:
 
 def tell_of_a_new_ledger(say: Callable[[str], None]) -> None:
     """Send word, once, that this host's ledger was lost and another begun."""
-    told = paths.LEDGER_BEGUN.read_text() if paths.LEDGER_BEGUN.exists() else ""
-    if not told:
+    if not paths.LEDGER_BEGUN.exists() or not paths.LEDGER_BEGUN.stat().st_size:
         return
-    title = f"standpipe on {socket.gethostname()}: its history began anew"
-    taken = [send(url, title, told) for url in settings().urls]
-    if all(taken):
-        paths.LEDGER_BEGUN.write_text("")
-    else:
-        say("word of the new ledger could not be sent; it is tried again")
+    with alone():
+        told = paths.LEDGER_BEGUN.read_text()
+        title = f"standpipe on {socket.gethostname()}: its history began anew"
+        taken = [send(url, title, told) for url in settings().urls] if told else []
+        if any(taken) or not taken:  # who has taken it is not told again for the others' sake
+            paths.LEDGER_BEGUN.write_text("")
+        else:
+            say("word of the new ledger could not be sent; it is tried again")
 
 
 def ping(say: Callable[[str], None]) -> None:
