@@ -620,6 +620,24 @@ def test_books_that_were_begun_before_changes_were_noted_go_on(tmp_path: Path, c
         assert spending.state(database, week).left == 4 * CALL
 
 
+def test_what_older_books_had_carried_over_is_counted_once(tmp_path: Path, clock: Clock) -> None:
+    path = str(tmp_path / "books.sqlite3")
+    week = spending.Terms("ten", 10 * CALL, period="week")
+    clock.set("2026-11-17T12:00:00+00:00")
+    with closing(sqlite3.connect(path, isolation_level=None)) as older:
+        for statement in spending.TABLES:
+            older.execute(statement)
+        older.execute("INSERT INTO budget VALUES ('ten', 0, 0, 0)")
+        older.execute("INSERT INTO period VALUES ('ten', ?, ?, ?, 0, 0, 0)", (*TEN.period_at(clock()), 4 * CALL))
+        older.execute("INSERT INTO period VALUES ('ten', ?, ?, 0, 0, ?, 0)", (*week.period_at(clock()), 4 * CALL))
+    with closing(spending.Database(path, clock)) as database:
+        spend(database, 1, week)
+        assert spending.state(database, week).left == 5 * CALL
+        clock.set("2026-11-24T12:00:00+00:00")
+        spend(database, 1, week)
+        assert spending.state(database, week).left == 9 * CALL
+
+
 def test_a_reservation_is_of_one_budget_and_one_kind(database: spending.Database) -> None:
     other = spending.Terms("other", 10 * CALL, prices={"cheap": CALL, "dear": 5 * CALL})
     reserve(database, "one")

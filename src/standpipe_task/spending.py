@@ -335,7 +335,8 @@ class Books:
         row = self._database.execute(
             "SELECT spent, crashed, elsewhere, carried FROM period WHERE budget = ? AND starts = ?", terms.name, starts
         ).fetchone()
-        if row is None:
+        is_new = row is None
+        if is_new:
             self._database.execute(
                 "INSERT INTO period (budget, starts, ends, spent, crashed, elsewhere, warned) "
                 "VALUES (?, ?, ?, 0, 0, 0, 0)",
@@ -343,9 +344,10 @@ class Books:
             )
             row = (0, 0, 0, 0)
         account.spent, account.crashed, account.elsewhere, account.carried = row
-        if counted_by != terms.counted_by:
+        if counted_by != terms.counted_by and (counted_by or is_new):
             # What was spent in the same time by another period or zone counts on, there and back: all of it that is in
             # other rows, where each call is in one of them, and nothing that these had only carried over themselves.
+            # Books that did not note by what they counted have had it under `elsewhere` since the row was made.
             others = self._database.execute(
                 "SELECT coalesce(sum(spent + crashed + elsewhere), 0) FROM period "
                 "WHERE budget = ? AND starts <> ? AND starts < ? AND ends > ?",
