@@ -161,3 +161,13 @@ def engine() -> Iterator[ProcessEngine]:
 @pytest.fixture
 def docker_away() -> CannotStart:
     return CannotStart("engine", "Docker does not answer", 69)
+
+
+def have_certificates(days: int, authority_days: int) -> None:
+    """Give the host a certificate and an authority's that are good for so many days."""
+    paths.TLS.mkdir(parents=True)
+    paths.STATE.mkdir(parents=True, exist_ok=True)
+    for path, good in ((paths.CERTIFICATE, days), (paths.AUTHORITY, authority_days)):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-keyout", os.devnull, "-subj", "/CN=x", "-days", str(good), "-out", str(path)]
+        subprocess.run(command, check=True, capture_output=True)

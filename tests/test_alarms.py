@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import have_certificates
 from standpipe import cli, notify, paths
 from standpipe.logs import alarms
 
@@ -100,6 +101,13 @@ def test_a_clock_that_was_ahead_silences_no_alarm(journal: Journal, sent: list[t
         assert cli.main(["collect", "--tell"]) == 0
         os.utime(paths.ALARMS_TOLD, (time.time() + 86400,) * 2)
     assert len(sent) == 4
+
+
+def test_a_collector_is_told_of_its_own_certificate(journal: Journal, sent: list[tuple[str, str]]) -> None:
+    have_certificates(13, 100)
+    for _ in range(2):
+        assert cli.main(["collect", "--tell"]) == 0
+    assert [text.partition(" on ")[0] for _, text in sent] == ["certificate", "certificate"]  # to each address, once
 
 
 def test_a_flood_of_alarms_is_counted_in_little_memory_and_told_in_parts(

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import DECLARED, ProcessEngine
+from conftest import DECLARED, ProcessEngine, have_certificates
 from standpipe import catch_up, certificates, cli, metrics, notify, paths, runner
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger
@@ -462,16 +462,6 @@ def test_what_looks_like_a_secret_in_why_a_run_could_not_start_is_in_no_message(
     )
     _title, body = notify.message("arxlive", "failed", ledger.notices(), 20)
     assert "why: pull https://***@x/ failed" in body
-
-
-def have_certificates(days: int, authority_days: int) -> None:
-    """Give the host a certificate and an authority's that are good for so many days."""
-    paths.TLS.mkdir(parents=True)
-    paths.STATE.mkdir(parents=True, exist_ok=True)
-    for path, good in ((paths.CERTIFICATE, days), (paths.AUTHORITY, authority_days)):
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        command += ["-keyout", os.devnull, "-subj", "/CN=x", "-days", str(good), "-out", str(path)]
-        subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(

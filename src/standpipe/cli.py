@@ -781,10 +781,11 @@ def call_collect(arguments: argparse.Namespace) -> int:
     from threading import Event
 
     if arguments.tell:
-        from standpipe import notify
+        from standpipe import certificates, notify
 
         require_root()
         notify.tell_of_alarms(note)
+        certificates.warn(note)
         return 0
     from standpipe.logs import collect
 
