@@ -727,6 +727,18 @@ def test_lines_that_cannot_wait_for_their_turn_are_told(
     assert collector.receipt["count"] == 9
 
 
+def test_the_tail_of_a_confirmed_run_that_comes_again_is_no_alarm(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "MOST_WAITING", 300)
+    records = spooled(tmp_path, [b"%d" % number for number in range(9)])
+    collector.take_in(b"".join(records))
+    collector.look()
+    collector.intake.write_bytes(b"".join(records[1:]))  # its beginning was cleaned up
+    collector.look()
+    assert collector.alarms == []
+
+
 def test_following_ends_where_the_file_is_set_aside(tmp_path: Path, collector: Collector) -> None:
     collector.take_in(spooled(tmp_path, [b"one"])[0])
     collector.look()

@@ -383,7 +383,7 @@ class Assembly:
         elif record["seq"] > self._next and self._waiting_size + len(line) <= MOST_WAITING:
             self._waiting_size += len(line) - len(self._waiting.get(record["seq"], b""))
             self._waiting[record["seq"]] = line
-        elif record["seq"] > self._next:
+        elif record["seq"] > self._next and not self._confirmed:  # else rsyslog sends from where it noted last
             self._tell_once(
                 f"line {self._next} is missing, and more come after it than can wait: they are to come again"
             )
