@@ -428,6 +428,22 @@ def test_a_run_is_followed_to_its_end(tmp_path: Path, collector: Collector) -> N
     assert seen == ["one", "two"]
 
 
+def test_a_whole_log_is_not_told_as_unconfirmed_in_the_moment_before_its_receipt(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmed(tmp_path, collector, [b"one"])
+    receipt = paths.RECEIPTS / "batch-1/arxlive" / f"{RUN}.json"
+    threading.Timer(0.5, receipt.with_suffix(".unfinished").rename, [receipt]).start()
+    receipt.rename(receipt.with_suffix(".unfinished"))
+    follow = ["logs", "arxlive", "--host", "batch-1", "--follow"]
+    assert cli.main(follow) == 0
+    assert tuple(capsys.readouterr()) == ("one\n", "")
+    receipt.unlink()
+    monkeypatch.setattr(collected, "CONFIRMED_WITHIN", 0)
+    assert cli.main(follow) == 0
+    assert "is not confirmed" in capsys.readouterr().err
+
+
 def test_what_cannot_be_written_is_told_once_and_tried_again(
     tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:

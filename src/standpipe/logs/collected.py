@@ -14,6 +14,8 @@ from standpipe import paths
 from standpipe.errors import UsageError
 from standpipe.logs.collect import HOST, PIPELINE, Teller, changes, logs_of_runs, opened, receipt_of
 
+CONFIRMED_WITHIN = 5  # seconds from a run's end, after which a receipt is not waited for
+
 
 class Entry(NamedTuple):
     """One line of a run's file."""
@@ -67,7 +69,7 @@ def standing(path: Path, damage: Teller) -> str | None:
 
 
 def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
-    """Yield the lines of a run's file; wait for more of them, until its end, while it is `growing`.
+    """Yield the lines of a run's file; wait for more of them, until its end and its receipt, while it is `growing`.
 
     What is no line of such a file is skipped and told, as the file was changed by somebody.
     """
@@ -81,6 +83,9 @@ def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) 
                     continue
                 entry = Entry(*parts)
                 if entry.stream == "end":
+                    until = time.monotonic() + CONFIRMED_WITHIN
+                    while growing() and receipt_of(path) is None and time.monotonic() < until:
+                        time.sleep(0.2)
                     return
                 yield entry
             if not more:
