@@ -41,7 +41,9 @@ def since(cursor: str | None = None) -> Alarms | None:
         for count, line in enumerate(islice(journal.stdout or (), MOST_COUNTED), 1):
             if count <= MOST_SHOWN:
                 first.append(message(json.loads(line)))
-        if count < MOST_COUNTED and journal.wait():
+        if count == MOST_COUNTED:
+            journal.kill()
+        elif journal.wait():
             errors.seek(0)
             raise InternalError(f"the journal cannot be read: {errors.read().decode(errors='replace').strip()}")
     if not count:
