@@ -338,7 +338,23 @@ def test_whoever_looks_has_a_run_that_goes_on_without_its_runner_followed(
         main(command)
         assert begun == []
     main(command)
-    assert begun == [("reconcile",)]
+    assert begun == [("reconcile", "--follow")]
+
+
+def test_what_follows_a_run_in_passing_settles_it_notes_that_and_leaves_images_alone(
+    ran: Path, ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[str] = []
+    monkeypatch.setattr("standpipe.engines.compose.ComposeEngine", lambda: engine)
+    monkeypatch.setattr("standpipe.cli.note", noted.append)
+    monkeypatch.setattr(engine, "discard_images", pytest.fail)
+    ledger.claim("02J", "arxlive", "manual", date(2026, 11, 23), None, datetime.now(UTC))
+    engine.program = "import time; time.sleep(1)"
+    with runner.living_runner(ledger, "02J") as life:
+        engine.start("arxlive", "02J", [], life, None)
+    assert main(["reconcile", "--follow"]) == 0
+    assert ledger.history("arxlive", 1)[0].outcome == "succeeded"
+    assert any("whose runner died" in one for one in noted)
 
 
 def test_a_run_that_is_refused_by_one_without_its_runner_has_that_followed(
@@ -354,7 +370,7 @@ def test_a_run_that_is_refused_by_one_without_its_runner_has_that_followed(
         assert main(["run", "arxlive"]) == 75
         assert begun == []
     assert main(["run", "arxlive"]) == 75
-    assert begun == [("reconcile",)]
+    assert begun == [("reconcile", "--follow")]
 
 
 def test_a_stop_names_a_container_by_hand_that_is_no_run(ran: Path, capsys: pytest.CaptureFixture[str]) -> None:

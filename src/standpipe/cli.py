@@ -153,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
         "--accept-loss", metavar="RUN", help="wait no longer for the receipt of a run whose log cannot be made whole"
     )
     reconcile.add_argument("--forget", metavar="NAME", help="remove the history and the logs of a removed pipeline")
+    reconcile.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)  # what is begun in passing
     reconcile.set_defaults(call=call_reconcile)
 
     collect = commands.add_parser("collect", help="on a collector: check what hosts sent, write run files and receipts")
@@ -334,7 +335,7 @@ def settle(ledger: Ledger) -> None:
         from standpipe.engines.compose import ComposeEngine
 
         if runner.settle_for_a_look(ledger, ComposeEngine()):
-            in_another_process("reconcile")  # of several that are begun at once, one has the run, and the others end
+            in_another_process("reconcile", "--follow")  # of several begun at once, one has the run, the others end
 
 
 def have_others_settled(ledger: Ledger, name: str) -> None:
@@ -342,7 +343,7 @@ def have_others_settled(ledger: Ledger, name: str) -> None:
     from standpipe import runner
 
     if runner.abandoned(ledger, but=name):
-        in_another_process("reconcile")
+        in_another_process("reconcile", "--follow")
 
 
 def recovered(path: Path) -> Ledger:
@@ -770,7 +771,11 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     if arguments.receipts:
         receipts.confirm(ledger, ComposeEngine(), say, wait=True)
         return 0
-    runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
+    if arguments.follow:  # a converge may be under way: what it registers, and its images, are left to it
+        for patiently in (False, True):
+            runner.settle_the_dead(ledger, ComposeEngine(), None, say, wait=patiently)
+    else:
+        runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
     receipts.confirm(ledger, ComposeEngine(), say, wait=False)
     return 0
 
