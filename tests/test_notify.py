@@ -280,6 +280,35 @@ def test_a_damaged_declaration_and_a_late_slot_are_told_and_so_is_their_recovery
     assert titles(hook) == ["failed", "recovered", "late", "recovered"]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "notice", "told"),
+    [("succeeded", "recovered", ["late"]), ("failed", None, ["late"]), ("failed", "failed", ["failed"])],
+)
+def test_what_was_late_and_has_ended_before_anybody_heard_of_it_is_told_once(
+    ledger: Ledger, hook: Hook, outcome: str, notice: str | None, told: list[str]
+) -> None:
+    now = datetime.now(UTC)
+    ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED)), now)
+    ledger.claim("R", "arxlive", "scheduled", now.date(), now, now)
+    ledger.note_late("unused", "arxlive", now, now.date(), now)
+    ledger.settle("R", outcome, exit_code=0, notice=notice)
+    notify.tell(ledger, nothing)
+    assert titles(hook) == told
+    assert f"outcome: {outcome}" in hook.taken[0]["message"]
+    assert (ledger.trouble("arxlive") is None) == (outcome == "succeeded")
+
+
+def test_of_what_one_address_has_heard_as_late_all_hear_that_it_recovered(ledger: Ledger, hook: Hook) -> None:
+    now = datetime.now(UTC)
+    ledger.register(Pipeline.model_validate(yaml.safe_load(DECLARED)), now)
+    ledger.claim("R", "arxlive", "scheduled", now.date(), now, now)
+    ledger.note_late("unused", "arxlive", now, now.date(), now)
+    ledger.deliver(["R"], "late", "another")
+    ledger.settle("R", "succeeded", exit_code=0, notice="recovered")
+    notify.tell(ledger, nothing)
+    assert titles(hook) == ["recovered"]
+
+
 def test_word_is_as_old_as_it_was_noted_and_not_as_its_run(ledger: Ledger, hook: Hook) -> None:
     now = datetime.now(UTC)
     began, ended = now - timedelta(days=3), f"{now - timedelta(days=2):%FT%T}Z"

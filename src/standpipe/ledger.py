@@ -682,16 +682,19 @@ class Ledger:
     ) -> None:
         """Note what came of a run, once, and when its slot is to be tried again; a settled run stays as it is.
 
-        Where it had a container, its log is unconfirmed from now on, until the collector has it.
+        Where it had a container, its log is unconfirmed from now on, until the collector has it. That it was late, and
+        nobody has heard of yet, is told with how it ended, and not as what it recovered from.
         """
         with self._transaction() as db:
             done = db.execute(
                 "UPDATE runs SET state = 'settled', outcome = ?, reason = ?, exit_code = ?,"
-                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail), notice = ?,"
-                " noted_at = ?,"
+                " started_at = coalesce(?, started_at), ended_at = ?, detail = coalesce(?, detail), noted_at = ?,"
+                " notice = CASE WHEN notice = 'late' AND coalesce(?, 'recovered') = 'recovered' AND NOT EXISTS"
+                " (SELECT 1 FROM deliveries WHERE run = id AND notice = 'late') THEN 'late' ELSE ? END,"
                 " unconfirmed_since = CASE WHEN container IS NOT NULL THEN ? END WHERE id = ? AND state <> 'settled'",
                 (
-                    *(outcome, reason, exit_code, started_at, ended_at, detail, notice, timestamp(datetime.now(UTC))),
+                    *(outcome, reason, exit_code, started_at, ended_at, detail, timestamp(datetime.now(UTC))),
+                    *(notice, notice),
                     unconfirmed_since and timestamp(unconfirmed_since),
                     run,
                 ),
