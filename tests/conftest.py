@@ -56,6 +56,7 @@ class ProcessEngine:
         self.made[run] = Container(
             id=run, name=f"standpipe-{pipeline}", run=run, running=True, exit_code=None,
             started_at=timestamp(datetime.now(UTC)), ended_at=None, image="sha256:0", commit="c" * 40, error="",
+            pipeline=pipeline,
         )  # fmt: skip
 
     def find(self, pipeline: str, run: str) -> Container | None:

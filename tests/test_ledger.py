@@ -260,9 +260,11 @@ def test_a_recovered_ledger_has_its_runs_in_the_order_in_which_they_were_noted(l
         ledger.claim(f"R{number:04}", "arxlive", "manual", DAY, None, NOW)
         ledger.settle(f"R{number:04}", "succeeded", exit_code=0)
     ledger.close()
-    middle = ledger.path.stat().st_size // 2 // 4096 * 4096
+    data = ledger.path.read_bytes()
+    pages = [data[at : at + 4096] for at in range(0, len(data), 4096)]
+    leaf = next(number for number, page in enumerate(pages) if page[0] == 0x0D and b"R1500" in page)  # of the table
     with ledger.path.open("r+b") as file:
-        file.seek(middle)
+        file.seek(leaf * 4096)
         file.write(b"\xff" * 4096)
     assert recover(ledger.path, NOW, lambda _told: None) < 3000
     with closing(Ledger(ledger.path)) as after:

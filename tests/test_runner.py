@@ -521,6 +521,51 @@ def test_a_ledger_that_is_damaged_while_a_run_goes_on_has_nothing_started_a_seco
     assert [left.name] == list(engine.processes)
 
 
+@pytest.mark.parametrize("collector", [False, True])
+def test_a_container_whose_run_the_ledger_has_lost_is_taken_in_and_settled_by_its_own_word(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, collector: bool
+) -> None:
+    monkeypatch.setattr(runner, "has_collector", lambda: collector)
+    declare(schedule=None)
+    for number, program in enumerate(("print('well')", "import os; os._exit(30)")):
+        engine.program = program
+        engine.start("arxlive", f"LOST{number}", [], os.open(os.devnull, os.O_RDONLY), None)
+        engine.wait(f"LOST{number}")
+        runner.reconcile(ledger, engine, wait=False, say=nothing)
+    assert engine.holder("arxlive") is None
+    runs = [(run.id, run.outcome, run.detail) for run in reversed(ledger.history("arxlive", 9))]
+    assert runs == [("LOST0", "succeeded", "its record was lost"), ("LOST1", "failed", "its record was lost")]
+    assert next(spool.text(record) for record in spool.read(paths.spool("arxlive", "LOST0"))) == b"well"
+    assert [run.id for run in ledger.unconfirmed()] == (["LOST0", "LOST1"] if collector else [])
+    assert engine.removed == ([] if collector else ["LOST0", "LOST1"])
+
+
+def test_a_run_that_is_looked_after_or_of_no_pipeline_here_is_not_taken_in(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    declare(schedule=None)
+    with runner.living_runner(ledger, "LIVES") as life:
+        engine.start("arxlive", "LIVES", [], life, None)
+        engine.start("removed", "GONE", [], life, None)
+        runner.release_the_settled(ledger, engine)
+    assert ledger.history(None, 9) == []
+
+
+def test_who_holds_a_lock_is_named_by_its_run_where_it_has_one(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.program = "import time; time.sleep(60)"
+    engine.start("arxlive", "LOST", [], os.open(os.devnull, os.O_RDONLY), None)
+    by_hand = replace(engine.made["LOST"], run=None, name="docker-luigi-run-1")
+    for containers, named in (
+        ([engine.made["LOST"]], "run LOST"),
+        ([by_hand], "the container docker-luigi-run-1, which was started by hand"),
+        ([], "a container, which was started by hand"),
+    ):
+        monkeypatch.setattr(engine, "sharing_lock", lambda _name, found=containers: found)
+        assert runner.holder_in_container(engine, "arxlive") == named
+
+
 class UnwantedEngine:
     """One that says when it is asked."""
 

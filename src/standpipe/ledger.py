@@ -452,6 +452,15 @@ class Ledger:
                 )
         return Run.of(row) if row else None
 
+    def take_in(self, run: str, pipeline: str, at: datetime) -> None:
+        """Note a run whose record was lost, begun `at` an instant; while another of its pipeline is unfinished, not."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO runs (id, pipeline, trigger, date, claimed_at, state, detail)"
+                " VALUES (?, ?, 'manual', ?, ?, 'claimed', 'its record was lost')",
+                (run, pipeline, at.date().isoformat(), timestamp(at)),
+            )
+
     def miss(self, missed: list[Missed], pipeline: str, now: datetime) -> None:
         """Record slots as missed: each with the id of its record, its instant, date, reason and detail.
 

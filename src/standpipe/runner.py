@@ -168,7 +168,7 @@ def require_free_lock(engine: Engine, name: str) -> None:
 
 
 def holder_of_lock(engine: Engine, name: str) -> str | None:
-    """Name who holds a pipeline's kernel lock while no run of it is under way: a container that was started by hand."""
+    """Name who holds a pipeline's kernel lock while no run of it is under way: who was started by hand, most likely."""
     file = paths.LOCKS / name / "lock"
     if not file.exists():
         return None  # it was removed, and its containers with it
@@ -176,17 +176,20 @@ def holder_of_lock(engine: Engine, name: str) -> str | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return f"{container_by_hand(engine, name)}, which was started by hand"
+            return holder_in_container(engine, name)
     return None
 
 
-def container_by_hand(engine: Engine, name: str) -> str:
-    """Name the container that holds a pipeline's lock, as far as the engine tells."""
+def holder_in_container(engine: Engine, name: str) -> str:
+    """Name the container that holds a pipeline's lock, or its run, as far as the engine tells."""
+    holder = "a container"
     with suppress(EngineUnavailable):
         for container in engine.sharing_lock(name):
+            if container.running and container.run:
+                return f"run {container.run}"
             if container.running:
-                return f"the container {container.name}"
-    return "a container"
+                holder = f"the container {container.name}"
+    return f"{holder}, which was started by hand"
 
 
 def note_holder(name: str, run_id: str) -> None:
@@ -465,7 +468,7 @@ def settle(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
             exit_code=code,
             started_at=container.started_at,
             ended_at=container.ended_at,
-            detail=f"held by {container_by_hand(engine, name)}, which was started by hand" if held else None,
+            detail=f"held by {holder_in_container(engine, name)}" if held else None,
         )
 
 
@@ -653,17 +656,30 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
 def release_the_settled(ledger: Ledger, engine: Engine) -> None:
     """Release the containers of settled runs that are still there: an engine that was away kept them.
 
-    What was kept of runs whose containers are gone goes too, unless it may still be needed.
+    What was kept of runs whose containers are gone goes too, unless it may still be needed. A run whose record was lost
+    has one again, to be settled as what a dead runner left.
     """
     there = engine.containers()
     for container in there:
-        noted = ledger.run(container.run) if container.run else None
-        if noted is not None and noted.outcome:
+        if container.run is None:
+            continue
+        noted = ledger.run(container.run)
+        if noted is None:
+            take_in(ledger, container.run, container)
+        elif noted.outcome:
             release(ledger, engine, noted.id, noted.pipeline)
     for name, run_id in kept.left():
         noted = ledger.run(run_id)
         if noted and noted.outcome and noted.unconfirmed_since is None and run_id not in {one.run for one in there}:
             kept.discard(name, run_id)
+
+
+def take_in(ledger: Ledger, run_id: str, container: Container) -> None:
+    """Note a run of a declared pipeline that the ledger has lost, and that no living process looks after."""
+    name = container.pipeline
+    if name is None or name not in configuration.names() or has_living_runner(run_id):
+        return
+    ledger.take_in(run_id, name, instant(container.started_at) if container.started_at else datetime.now(UTC))
 
 
 def settle_the_dead(

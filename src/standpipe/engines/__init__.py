@@ -27,7 +27,7 @@ class Container:
     """What the engine says of a run's container.
 
     Times are RFC 3339; `started_at` is None where it was made and never started, `exit_code` is None
-    while it runs.
+    while it runs. `run` and `pipeline` are None where it is nobody's run.
     """
 
     id: str
@@ -40,6 +40,7 @@ class Container:
     image: str
     commit: str | None
     error: str
+    pipeline: str | None = None
 
 
 @dataclass(frozen=True)

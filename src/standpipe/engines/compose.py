@@ -186,6 +186,7 @@ class ComposeEngine:
             image=seen["Image"],
             commit=labels.get(COMMIT_LABEL),
             error=state["Error"],
+            pipeline=labels.get(PIPELINE_LABEL),
         )
 
     def log(self, container: str) -> Iterator[Line]:
