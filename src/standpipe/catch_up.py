@@ -29,7 +29,7 @@ CRON_IS_PUNCTUAL = timedelta(minutes=2)  # a younger slot is cron's own to start
 HOST_WAS_DOWN = timedelta(minutes=12)  # nobody watched for that long, where every five minutes is the rule
 A_JUMP = timedelta(days=1)  # by which the host was off, or its clock was set: nothing is forgotten by it at once
 MOST_AT_ONCE = 10_000  # slots that are recorded as missed in one transaction: a week of minutes
-MOST_CHUNKS = 20  # of so many, which take some seconds; the next look has the rest
+MOST_CHUNKS = 10  # of so many in one look, which take some seconds; the next look has the rest
 
 
 @dataclass(frozen=True)
