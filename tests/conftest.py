@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -127,6 +129,14 @@ class ProcessEngine:
 
     def version(self) -> str:
         return "processes"
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """The path of a Unix socket may have 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="sp"))
+    yield made
+    shutil.rmtree(made)
 
 
 @pytest.fixture

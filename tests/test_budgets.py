@@ -7,16 +7,14 @@ import os
 import pickle
 import random
 import resource
-import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -434,14 +432,6 @@ def test_whatever_happens_the_books_add_up_and_nothing_goes_over(steps: list[str
 
 
 @pytest.fixture
-def short_path() -> Iterator[Path]:
-    """The path of a Unix socket may have 107 bytes."""
-    made = Path(tempfile.mkdtemp(prefix="sp"))
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture
 def drill(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drill]:
     """A real service with a budget of ten units, through which this process spends."""
     made = Drill(short_path, 10, 0, 0)
@@ -603,15 +593,22 @@ def test_however_a_budget_is_declared_from_time_to_time_no_period_has_more_than_
                         assert sum(starts <= instant < ends for instant in granted) <= 10
 
 
-def test_books_that_were_begun_before_changes_were_noted_go_on(tmp_path: Path, clock: Clock) -> None:
-    path = str(tmp_path / "books.sqlite3")
-    week = spending.Terms("ten", 10 * CALL, period="week")
-    clock.set("2026-11-17T12:00:00+00:00")
+@contextmanager
+def older_books(path: str, clock: Clock) -> Iterator[sqlite3.Connection]:
+    """Begin books as an earlier version did, with four units spent this month."""
     with closing(sqlite3.connect(path, isolation_level=None)) as older:
         for statement in spending.TABLES:
             older.execute(statement)
         older.execute("INSERT INTO budget VALUES ('ten', 0, 0, 0)")
         older.execute("INSERT INTO period VALUES ('ten', ?, ?, ?, 0, 0, 0)", (*TEN.period_at(clock()), 4 * CALL))
+        yield older
+
+
+def test_books_that_were_begun_before_changes_were_noted_go_on(tmp_path: Path, clock: Clock) -> None:
+    path = str(tmp_path / "books.sqlite3")
+    week = spending.Terms("ten", 10 * CALL, period="week")
+    clock.set("2026-11-17T12:00:00+00:00")
+    with older_books(path, clock) as older:
         older.execute("ALTER TABLE budget ADD COLUMN counted_by TEXT NOT NULL DEFAULT ''")  # and then it was killed
     with closing(spending.Database(path, clock)) as database:
         spend(database, 1, TEN)
@@ -624,11 +621,7 @@ def test_what_older_books_had_carried_over_is_counted_once(tmp_path: Path, clock
     path = str(tmp_path / "books.sqlite3")
     week = spending.Terms("ten", 10 * CALL, period="week")
     clock.set("2026-11-17T12:00:00+00:00")
-    with closing(sqlite3.connect(path, isolation_level=None)) as older:
-        for statement in spending.TABLES:
-            older.execute(statement)
-        older.execute("INSERT INTO budget VALUES ('ten', 0, 0, 0)")
-        older.execute("INSERT INTO period VALUES ('ten', ?, ?, ?, 0, 0, 0)", (*TEN.period_at(clock()), 4 * CALL))
+    with older_books(path, clock) as older:
         older.execute("INSERT INTO period VALUES ('ten', ?, ?, 0, 0, ?, 0)", (*week.period_at(clock()), 4 * CALL))
     with closing(spending.Database(path, clock)) as database:
         spend(database, 1, week)

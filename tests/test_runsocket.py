@@ -5,11 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -44,11 +42,9 @@ SECRET = "wJalrXUtnFEMIK7MDENGbPxRfiCYtestonly"  # noqa: S105  # moto takes any
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A short one: the path of a Unix socket may have 107 bytes."""
-    made = Path(tempfile.mkdtemp(prefix="sp"))
-    yield made
-    shutil.rmtree(made)
+def tmp_path(short_path: Path) -> Path:
+    """Where the host's files are."""
+    return short_path
 
 
 @pytest.fixture

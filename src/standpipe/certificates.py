@@ -39,22 +39,15 @@ def here() -> Iterator[Certificate]:
 
 def warn(say: Callable[[str], None]) -> None:
     """Send word, once a day, of certificates that end soon."""
-    urls = notify.settings().urls
-    if not urls or paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
+    if not notify.settings().urls or paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
         return
     ending = [one for one in here() if one.remedy]
-    if ending:
-        with notify.alone():
-            if not paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
-                send(urls, ending, say)
-
-
-def send(urls: list[str], ending: list[Certificate], say: Callable[[str], None]) -> None:
-    """Send word of certificates to each address; it is sent where one has taken it."""
+    if not ending:
+        return
     title = f"{' and '.join(one.kind for one in ending)} on {socket.gethostname()}: {ending[0].seen}"
     body = "\n".join(f"{one.kind}: {one.seen}: {one.remedy}" for one in ending)
-    taken = [notify.send(url, title, body) for url in urls]
-    if any(taken):
-        paths.CERTIFICATES_TOLD.touch()
-    else:
-        say("word of certificates that end soon could not be sent; it is tried again")
+    with notify.alone():
+        if paths.written_within(paths.CERTIFICATES_TOLD, TOLD_EVERY):
+            return  # by another process, meanwhile
+        if notify.reaches_somebody("certificates that end soon", title, body, say):
+            paths.CERTIFICATES_TOLD.touch()

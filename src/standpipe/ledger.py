@@ -7,7 +7,6 @@ step (`synchronous=FULL`). A slot has one row, and ends in one outcome.
 from __future__ import annotations
 
 import fcntl
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -950,6 +949,8 @@ def recover(path: Path, now: datetime, say: Callable[[str], None]) -> int:
     ledger that is well. What was killed in between, or found no room, is done again by whoever comes next: until the
     new ledger is whole there is none in the damaged one's place.
     """
+    from standpipe.logs.spool import flush_directory
+
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         new = unfinished_recovery(path)
@@ -977,10 +978,6 @@ def recover(path: Path, now: datetime, say: Callable[[str], None]) -> int:
             count = fresh.take_over(aside)
             fresh.sync()
         new.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(path.parent)
         say(f"{count} runs were recovered from it")
     return count

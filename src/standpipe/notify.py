@@ -267,11 +267,20 @@ def tell_of_a_new_ledger(say: Callable[[str], None]) -> None:
     with alone():
         told = paths.LEDGER_BEGUN.read_text()
         title = f"standpipe on {socket.gethostname()}: its history began anew"
-        taken = [send(url, title, told) for url in settings().urls] if told else []
-        if any(taken) or not taken:  # who has taken it is not told again for the others' sake
+        if not told or reaches_somebody("the new ledger", title, told, say):
             paths.LEDGER_BEGUN.write_text("")
-        else:
-            say("word of the new ledger could not be sent; it is tried again")
+
+
+def reaches_somebody(what: str, title: str, body: str, say: Callable[[str], None]) -> bool:
+    """Send word of something to each address; who has taken it is not told again for the others' sake.
+
+    Returns whether that was all: one has taken it, or there is none.
+    """
+    taken = [send(url, title, body) for url in settings().urls]
+    if any(taken) or not taken:
+        return True
+    say(f"word of {what} could not be sent; it is tried again")
+    return False
 
 
 def ping(say: Callable[[str], None]) -> None:

@@ -208,9 +208,10 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
     sent_again = False
     found: dict[str, dict[str, Any] | None] = {}
     try:
-        for run in ledger.unconfirmed():
+        waiting = ledger.unconfirmed()
+        for run in waiting:
             found[run.id] = receipts.of(run)
-        look_for_losses(ledger, receipts, collector, {run.pipeline for run in ledger.unconfirmed()}, say)
+        look_for_losses(ledger, receipts, collector, {run.pipeline for run in waiting}, say)
     except CollectorAway as error:
         away = error
     now = datetime.now(UTC)
