@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -815,3 +815,32 @@ def test_catch_up_settles_what_a_dead_runner_left_of_a_pipeline_that_was_removed
     left = ledger.run("A")
     assert left is not None
     assert left.outcome == "succeeded"
+
+
+def test_what_a_child_of_catch_up_notes_stays_when_its_parent_is_killed(host: Path, engine: ProcessEngine) -> None:
+    engine.program = f"import os, time\nwhile not os.path.exists({str(host / 'enough')!r}): time.sleep(0.01)"
+    hourly = declare(schedule={"cron": "0 * * * *", "start_within": "6h"})
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with suppress(BaseException):
+            ledger = Ledger(paths.LEDGER)
+            ledger.register(hourly, datetime.now(UTC) - timedelta(hours=2))
+            catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC))
+        os._exit(1)
+    os.close(write)
+
+    def states() -> list[str]:
+        with closing(Ledger(paths.LEDGER)) as ledger:  # as any other command does, to its end
+            return [run.state for run in ledger.history("arxlive", 100) if run.outcome != "missed"]
+
+    while "started" not in states():
+        assert os.waitpid(parent, os.WNOHANG) == (0, 0)
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert states() == ["started"]
+    (host / "enough").touch()
+    with os.fdopen(read) as file:
+        file.read()  # to its end: the child's
+    assert states() == ["settled"]

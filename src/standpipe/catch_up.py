@@ -97,12 +97,12 @@ def catch_up(
             continue
         if work or abandoned:
             job = partial(work_through, ledger, engine, name, work, listen, say)
-            children[in_a_child(name, job, say)] = name
+            children[in_a_child(ledger, name, job, say)] = name
     ledger.watched(now)  # not before: a look that is cut off is begun again, and knows since when nobody watched
     for left in ledger.unfinished():
         if left.pipeline not in configuration.names() and not runner.has_living_runner(left.id):  # it was removed since
             job = partial(work_through, ledger, engine, left.pipeline, [], listen, say)
-            children[in_a_child(left.pipeline, job, say)] = left.pipeline
+            children[in_a_child(ledger, left.pipeline, job, say)] = left.pipeline
     for child, name in children.items():
         _pid, status = os.waitpid(child, 0)
         if status:
@@ -214,8 +214,9 @@ def note_late(
         ledger.note_late(str(ULID()), known.name, newest, day, now, by_hand)
 
 
-def in_a_child(name: str, job: Callable[[], None], say: Callable[[str], None]) -> int:
+def in_a_child(ledger: Ledger, name: str, job: Callable[[], None], say: Callable[[str], None]) -> int:
     """Do one pipeline's work in a process of its own, as a run may take hours; return its id."""
+    ledger.let_go()
     child = os.fork()
     if child:
         return child

@@ -230,13 +230,13 @@ class Ledger:
                 raise LedgerDamaged(f"the ledger {self.path} was damaged, and its recovery is not finished")
             mode = "rwc"
         self._connection = sqlite3.connect(f"file:{self.path}?mode={mode}", uri=True, timeout=30, isolation_level=None)
-        self._file = self.path.stat().st_ino
+        self._file: int | None = self.path.stat().st_ino
         self._connection.row_factory = sqlite3.Row
         self._connection.execute("PRAGMA synchronous = FULL")
 
     def _follow(self) -> None:
-        """Open the file anew where it was set aside meanwhile, and another is in its place."""
-        if self._connection.in_transaction or self._is_in_place():
+        """Open the file anew where it was let go, or set aside meanwhile, and another is in its place."""
+        if self._file is not None and (self._connection.in_transaction or self._is_in_place()):
             return
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until its runs are taken over
@@ -253,6 +253,16 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def let_go(self) -> None:
+        """Close the file until it is used again: none may be open when a process is forked.
+
+        SQLite's locks are not inherited, but its knowledge of them is. A child that opens the file takes none, then,
+        and once its parent is dead, whoever closes the file next removes from under it what it writes to
+        (https://www.sqlite.org/howtocorrupt.html, 2.6).
+        """
+        self._connection.close()
+        self._file = None
 
     def again(self) -> Ledger:
         """Open the same file for another thread or process: SQLite's connections stay with who made them.
