@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, parse_headers
 from io import BufferedReader
@@ -168,6 +168,23 @@ class BudgetAdapter(HTTPAdapter):
         return response
 
 
+def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
+    """Tell how many calls, by kind, this pipeline expects to make on each of the days to come.
+
+    The forecast goes by it until more is told, for a week at most, instead of by what was spent; nothing is reserved.
+    Raises BudgetUnavailable where it cannot be told.
+    """
+    days = {day.isoformat(): {kind: round(number, 3) for kind, number in kinds.items()} for day, kinds in calls.items()}
+    try:
+        purse = new_purse()
+        try:
+            purse.expect(budget, days)
+        finally:
+            purse.close()
+    except spending.Refused as error:
+        raise BudgetUnavailable(budget, str(error)) from None
+
+
 def was_never_connected(error: BaseException) -> bool:
     """Say whether a request cannot have been sent: there was no connection to send it through, or nobody to trust."""
     if type(error) is OSError or isinstance(error, NEVER_SENT):  # the former is requests' word for a missing CA file
@@ -239,11 +256,20 @@ class HostPurse:
         """Take it back."""
         self._tell({"refund": budget, "id": ident})
 
+    def expect(self, budget: str, days: Mapping[str, Mapping[str, float]]) -> None:
+        """Tell what is expected of the days to come."""
+        order = {"expect": budget, "id": uuid.uuid4().hex, "days": days}
+        if len(json.dumps(order)) > spending.LONGEST_ORDER:
+            raise spending.Refused("so many days and kinds are not taken: tell the next 31 days")
+        answer = self._order(order)
+        if "noted" not in answer:
+            raise spending.Unavailable(answer.get("refused", "the host's service gave no answer that is known"))
+
     def close(self) -> None:
         """End the connection."""
         self._hang_up()
 
-    def _order(self, order: Dict[str, str]) -> Dict[str, Any]:
+    def _order(self, order: Dict[str, Any]) -> Dict[str, Any]:
         """Give an order and return the answer; give it again through a new connection where one breaks."""
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -253,7 +279,8 @@ class HostPurse:
             except (OSError, ValueError, HTTPException) as error:
                 self._hang_up()
                 if time.monotonic() > deadline:
-                    self._tell({"refund": order["reserve"], "id": order["id"]})  # it may have come through, or will
+                    if "reserve" in order:  # it may have come through, or will
+                        self._tell({"refund": order["reserve"], "id": order["id"]})
                     raise spending.Unavailable(
                         f"standpiped on the host does not answer ({error}): no call goes out that it has not counted"
                     ) from None
@@ -347,6 +374,13 @@ class LocalPurse:
         with suppress(spending.Refused), self._open() as books:
             books.refund(ident, self._terms[budget])
 
+    def expect(self, budget: str, days: Mapping[str, Mapping[str, float]]) -> None:
+        """Note what is expected of the days to come."""
+        if budget not in self._terms:
+            raise spending.Refused(f"budget {budget} is not declared in the file that {LOCAL} names")
+        with self._open() as books:
+            books.expect(self._terms[budget], "local", spending.expected(self._terms[budget], days))
+
     def close(self) -> None:
         """Have nothing to let go of."""
 
@@ -374,14 +408,17 @@ _mine = Mine()
 def purse_of_this_thread() -> Union[HostPurse, LocalPurse]:
     """Return what this thread of this process spends with. Raises Unavailable where it has nothing."""
     if _mine.purse is None or _mine.process != os.getpid():
-        if (DOOR / "token").exists():
-            _mine.purse = HostPurse(DOOR)
-        elif os.environ.get(LOCAL):
-            _mine.purse = LocalPurse(Path(os.environ[LOCAL]))
-        else:
-            raise spending.Unavailable(
-                "this process has no run socket to spend a budget through: let the pipeline name the budget and start "
-                f"it with standpipe run or from its folder; elsewhere, {LOCAL} names a file with budgets"
-            )
-        _mine.process = os.getpid()
+        _mine.purse, _mine.process = new_purse(), os.getpid()
     return _mine.purse
+
+
+def new_purse() -> Union[HostPurse, LocalPurse]:
+    """Return what a process of here spends with. Raises Unavailable where it has nothing."""
+    if (DOOR / "token").exists():
+        return HostPurse(DOOR)
+    if os.environ.get(LOCAL):
+        return LocalPurse(Path(os.environ[LOCAL]))
+    raise spending.Unavailable(
+        "this process has no run socket to spend a budget through: let the pipeline name the budget and start "
+        f"it with standpipe run or from its folder; elsewhere, {LOCAL} names a file with budgets"
+    )
