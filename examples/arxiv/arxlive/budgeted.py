@@ -11,9 +11,9 @@ from pathlib import Path
 import requests
 
 from arxlive.openalex import Bearer, kind_of
-from standpipe_task.budget import BudgetAdapter, BudgetSpent
+from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable, expect
 
-__all__ = ["BudgetSpent", "open_session"]
+__all__ = ["BudgetSpent", "BudgetUnavailable", "expect", "open_session"]
 
 
 def open_session(budget: str) -> requests.Session:

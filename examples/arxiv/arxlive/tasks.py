@@ -27,7 +27,7 @@ import luigi
 from luigi.parameter import ParameterVisibility
 from sqlalchemy import make_url
 
-from arxlive import store
+from arxlive import ahead, store
 from arxlive.harvest import read_day
 from arxlive.match import Client, Outcome, match
 from arxlive.openalex import OpenAlexError, Spent, by_dois, by_title
@@ -284,7 +284,7 @@ class MatchPapers(DatedTask):
     def run(self) -> None:
         """Match what is due, and write the report."""
         # Only who matches needs Standpipe's budgets.
-        from arxlive.budgeted import BudgetSpent, open_session
+        from arxlive.budgeted import BudgetSpent, BudgetUnavailable, expect, open_session
 
         outcome, ended = Outcome(), None
         base_url = self.openalex_url.rstrip("/")
@@ -294,6 +294,11 @@ class MatchPapers(DatedTask):
                 match(self.engine(), client, STARTED.date(), self.title_searches, outcome)
             except (BudgetSpent, Spent) as end:
                 ended = str(end)
+        if self.production:  # a rehearsal's store knows nothing of the nights to come
+            try:
+                expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
+            except BudgetUnavailable as error:
+                log.warning("what the nights to come will ask for could not be told: %s", error)
         report = {
             "date": self.date.isoformat(),
             "final": ended is None and not outcome.unanswered,
