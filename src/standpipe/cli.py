@@ -649,7 +649,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
         require_known(ledger, arguments.name)
     run = arguments.run or next(iter(runs), "(none yet)")
     noted = ledger.run(run)
-    path = paths.spool(arguments.name, run)
+    path = spool.place(paths.spool(arguments.name, run))
     if noted is None or noted.pipeline != arguments.name or not path.exists():
         newest = ", ".join(runs[:10]) or "none"
         raise UsageError(f"no log of {arguments.name} run {run} on this host. Its newest runs: {newest}")
