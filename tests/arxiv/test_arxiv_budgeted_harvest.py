@@ -9,6 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -210,8 +211,8 @@ class Odd(BaseHTTPRequestHandler):
     seen: list[str]
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.seen.append(path)
+        self.seen.append(self.path.partition("?")[0])
+        path = urlsplit(self.path).path
         if path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/gone")
@@ -262,6 +263,21 @@ def test_whatever_the_library_sends_by_itself_is_spent_too(
     ):
         next(iter(scythe.list_records()))
     assert booked(declared) == (len(seen), 0) == (3, 0)
+
+
+@pytest.mark.parametrize(("spared", "seen_by_proxy"), [("", True), ("127.0.0.1", False)])
+def test_a_proxy_of_the_environment_is_asked_where_it_is_to_be(
+    odd: tuple[str, list[str]], declared: Path, monkeypatch: pytest.MonkeyPatch, spared: str, seen_by_proxy: bool
+) -> None:
+    address, seen = odd
+    for name in ("HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.setenv("no_proxy", spared)
+    with pytest.raises(HarvestError, match="HTTP 503"):
+        read(f"{address}/busy", retries=0)
+    assert seen == [f"{address}/busy" if seen_by_proxy else "/busy"]
+    assert booked(declared) == (1, 0)
 
 
 def test_it_asks_as_the_library_does(serve: Serve, declared: Path) -> None:

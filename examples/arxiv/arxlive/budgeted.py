@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import requests
@@ -23,8 +25,8 @@ __all__ = ["BudgetSpent", "BudgetedScythe", "open_session"]
 class BudgetedScythe(Scythe):
     """A Scythe that spends from `budget`.
 
-    The library takes no client, but sends whatever it sends through its property `client`: here is another
-    one, with the settings of its own. Of the environment's proxies httpx2 asks for none under a given transport.
+    The library takes no client, but sends whatever it sends through its property `client`: here that is
+    another one, with the same settings.
     """
 
     def __init__(self, endpoint: str, budget: str, **options: Any) -> None:
@@ -32,7 +34,7 @@ class BudgetedScythe(Scythe):
         super().__init__(endpoint, **options)
         own = super().client
         self._budgeted = httpx2.Client(
-            transport=BudgetTransport(httpx2.HTTPTransport(), budget),
+            transport=BudgetTransport(httpx2.HTTPTransport(proxy=_proxy_to(endpoint)), budget),
             headers=own.headers,
             timeout=own.timeout,
             auth=own.auth,
@@ -61,6 +63,12 @@ def open_session(budget: str) -> requests.Session:
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
+
+
+def _proxy_to(address: str) -> str | None:
+    """Return the environment's proxy to an address: httpx2 looks for none where it is given a transport."""
+    scheme, host = urlsplit(address)[:2]
+    return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
 def _key() -> str:
