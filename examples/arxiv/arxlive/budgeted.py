@@ -39,6 +39,7 @@ class BudgetedScythe(Scythe):
             timeout=own.timeout,
             auth=own.auth,
             event_hooks=own.event_hooks,
+            default_encoding=self.http_config.encoding,
         )
 
     @property
