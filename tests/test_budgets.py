@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from budget_drill import Drill
 from standpipe import budgets, paths
-from standpipe_task import budget as task
+from standpipe_task import purse as task
 from standpipe_task import spending
 from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable
 
