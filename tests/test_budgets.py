@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 
 from budget_drill import Drill
 from standpipe import budgets, paths
-from standpipe_task import budget as task
+from standpipe_task import purse as task
 from standpipe_task import spending
-from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable
+from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable, expect
 
 CALL = spending.SCALE
 
@@ -739,30 +739,30 @@ def told_of(short_path: Path) -> list[tuple[str, int]]:
 
 def test_what_a_pipeline_expects_is_noted_in_place_of_what_it_said_before(drill: Drill, short_path: Path) -> None:
     days = [date(2026, 11, 20) + timedelta(days=count) for count in range(31)]
-    task.expect("units", {day: {"list": 4.0, "search": 40.123} for day in days})
+    expect("units", {day: {"list": 4.0, "search": 40.123} for day in days})
     assert told_of(short_path) == [(f"{day}", 44_123_000_000) for day in days]
-    task.expect("units", {days[1]: {"call": 7}})
+    expect("units", {days[1]: {"call": 7}})
     assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
     with pytest.raises(BudgetUnavailable, match="does not name budget 'another'"):
-        task.expect("another", {days[0]: {"call": 7}})
+        expect("another", {days[0]: {"call": 7}})
     with pytest.raises(BudgetUnavailable, match="so many days"):
-        task.expect("units", {day: {f"kind-{number}": 1.0 for number in range(9)} for day in days})
+        expect("units", {day: {f"kind-{number}": 1.0 for number in range(9)} for day in days})
     with pytest.raises(BudgetUnavailable, match="calls by kind for each day"):
-        task.expect("units", {days[0]: {"call": -1}})
+        expect("units", {days[0]: {"call": -1}})
     assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
-    task.expect("units", {})
+    expect("units", {})
     assert told_of(short_path) == []
     assert drill.result()["left"] == 10  # nothing was reserved
 
 
 def test_what_is_expected_has_the_prices_of_its_kinds(local: Path) -> None:
-    task.expect("priced", {date(2026, 11, 20): {"list": 2, "search": 1.5}})
+    expect("priced", {date(2026, 11, 20): {"list": 2, "search": 1.5}})
     said = f"{datetime.now(UTC):%F}"
     assert state(local, "priced").told == [("local", said, "2026-11-20", 575_000_000)]
     with pytest.raises(BudgetUnavailable, match="no price for a call of kind 'work'"):
-        task.expect("priced", {date(2026, 11, 20): {"work": 1}})
+        expect("priced", {date(2026, 11, 20): {"work": 1}})
     with pytest.raises(BudgetUnavailable, match="is not declared"):
-        task.expect("another", {})
+        expect("another", {})
 
 
 def test_who_floods_the_service_does_not_starve_the_others(drill: Drill, server: Counting) -> None:

@@ -87,7 +87,12 @@ class ArxivTask(luigi.Task):
     pace = luigi.FloatParameter(
         default=3.0,
         significant=False,
-        description="seconds before each request; arXiv asks for 3",
+        description="seconds before each request; arXiv asks for 3; with a budget, its pace takes this one's place",
+    )
+    arxiv_budget = luigi.StrParameter(
+        default="",
+        significant=False,
+        description="the budget that every request to the repository is counted against; default: none, --pace alone",
     )
     data_dir = luigi.StrParameter(
         default="/data", significant=False, description="where the reports and the SQLite file go"
@@ -142,7 +147,10 @@ class HarvestDay(ArxivTask):
         """Store page after page; the last one together with the mark."""
         name = f"{self.day} {self.set_spec}".strip()
         since = store.progress_of(self.engine(), self.day, self.set_spec, self.base_url)
-        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since):
+        pages = read_day(
+            self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since, budget=self.arxiv_budget
+        )
+        for page in pages:
             store.save(self.engine(), self.day, self.set_spec, page, self.base_url)
             of = "" if page.size is None else f" of {page.size}"
             log.info("%s: page %d, %d records so far%s", name, page.number, page.so_far, of)
