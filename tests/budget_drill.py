@@ -21,7 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from standpipe_task import spending
-from standpipe_task.budget import HostPurse
+from standpipe_task.purse import HostPurse
 
 PIPELINE = """\
 name: drill

@@ -123,6 +123,31 @@ def test_what_has_a_rhythm_is_foretold_within_five_percent(calls: Callable[[int]
     assert look.at_end == pytest.approx(came_to, rel=0.05)
 
 
+def test_a_pipelines_own_word_is_believed_for_a_week_and_beyond_it_what_was_spent(books: Books) -> None:
+    books.nights(date(2026, 9, 1), date(2026, 10, 11), lambda: 100)
+
+    def expected(at: str) -> dict[date, float]:
+        books.at(at)
+        look = report.outlook(books.database, books.terms).forecast
+        assert look.low <= look.at_end <= look.high
+        return {day.day: day.spends / spending.SCALE for day in look.days if day.spends}
+
+    times = ("2026-10-11T12:00", "2026-10-18T02:00", "2026-10-19T02:00")
+    by_history = [expected(at) for at in times]
+    books.at("2026-10-11T04:00")
+    with spending.books(books.database) as opened:
+        told = {date(2026, 10, day): 10 * spending.SCALE for day in (11, 12, 13, 14, 15, 18, 19)}
+        opened.expect(books.terms, "arxlive", told)
+        opened.expect(books.terms, "another", {date(2026, 10, 20): 5000 * spending.SCALE})
+    nights = {day: 10.0 for day in told if day.day > 11}  # of the eleventh nothing is left to come
+    assert expected(times[0]) == by_history[0] | nights
+    assert expected(times[1]) == by_history[1] | {day: 10.0 for day in told if day.day >= 18}
+    assert expected(times[2]) == by_history[2]  # the word is too old
+    assert "arxlive told on 2026-10-11 what it expects to spend" in report.detail(
+        report.outlook(books.database, books.terms)
+    )
+
+
 def test_the_day_on_which_a_budget_runs_dry_is_foretold_days_before(books: Books) -> None:
     books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 600)
     books.at("2026-10-16T12:00")

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 
 from budget_drill import Drill
 from standpipe import budgets, paths
-from standpipe_task import budget as task
+from standpipe_task import purse as task
 from standpipe_task import spending
-from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable
+from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable, expect
 
 CALL = spending.SCALE
 
@@ -711,6 +711,9 @@ IDENT = "a" * 32
         b'{"settle": "units", "id": "' + IDENT.encode() + b'", "hold": 1' + b"0" * 400 + b"}",
         b'{"settle": "units", "id": "' + IDENT.encode() + b'", "hold": NaN, "remaining": "Infinity"}',
         b'{"settle": ["units"], "id": "' + IDENT.encode() + b'"}',
+        b'{"expect": "units", "id": "' + IDENT.encode() + b'", "days": {"2026-11-20": {"call": -1}}}',
+        b'{"expect": "units", "id": "' + IDENT.encode() + b'", "days": {"2026-11-20": {"call": NaN}}}',
+        b'{"expect": "units", "id": "' + IDENT.encode() + b'", "days": [["x"]]}',
         b'{"id": null}',
         b"\xff\xfe\x00",
     ],
@@ -726,6 +729,40 @@ def test_no_order_whatever_it_says_keeps_others_from_spending(
             assert api.get(f"{server.address}/ok").ok
     assert drill.service.poll() is None
     assert drill.service.pid == served
+
+
+def told_of(short_path: Path) -> list[tuple[str, int]]:
+    """Return what the service's books hold of what was told."""
+    with closing(sqlite3.connect(short_path / "var/lib/standpipe/budgets.sqlite3")) as books:
+        return books.execute("SELECT day, amount FROM expectation ORDER BY day").fetchall()
+
+
+def test_what_a_pipeline_expects_is_noted_in_place_of_what_it_said_before(drill: Drill, short_path: Path) -> None:
+    days = [date(2026, 11, 20) + timedelta(days=count) for count in range(31)]
+    expect("units", {day: {"list": 4.0, "search": 40.123} for day in days})
+    assert told_of(short_path) == [(f"{day}", 44_123_000_000) for day in days]
+    expect("units", {days[1]: {"call": 7}})
+    assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
+    with pytest.raises(BudgetUnavailable, match="does not name budget 'another'"):
+        expect("another", {days[0]: {"call": 7}})
+    with pytest.raises(BudgetUnavailable, match="so many days"):
+        expect("units", {day: {f"kind-{number}": 1.0 for number in range(9)} for day in days})
+    with pytest.raises(BudgetUnavailable, match="calls by kind for each day"):
+        expect("units", {days[0]: {"call": -1}})
+    assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
+    expect("units", {})
+    assert told_of(short_path) == []
+    assert drill.result()["left"] == 10  # nothing was reserved
+
+
+def test_what_is_expected_has_the_prices_of_its_kinds(local: Path) -> None:
+    expect("priced", {date(2026, 11, 20): {"list": 2, "search": 1.5}})
+    said = f"{datetime.now(UTC):%F}"
+    assert state(local, "priced").told == [("local", said, "2026-11-20", 575_000_000)]
+    with pytest.raises(BudgetUnavailable, match="no price for a call of kind 'work'"):
+        expect("priced", {date(2026, 11, 20): {"work": 1}})
+    with pytest.raises(BudgetUnavailable, match="is not declared"):
+        expect("another", {})
 
 
 def test_who_floods_the_service_does_not_starve_the_others(drill: Drill, server: Counting) -> None:

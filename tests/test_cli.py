@@ -381,3 +381,21 @@ def test_a_stop_names_a_container_by_hand_that_is_no_run(ran: Path, capsys: pyte
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["stop", "arxlive"]) == 75
     assert "has no run to stop; its lock is held by a container" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_its_code_whatever_becomes_of_its_output() -> None:
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(
+            [sys.executable, "-m", "standpipe", "validate"],
+            input='{"pipelines": []}', stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert answer.returncode == 73
+    assert answer.stderr == "standpipe: the disk cannot be written: No space left on device\n"
+    read, write = os.pipe()
+    os.close(read)
+    answer = subprocess.run(
+        [sys.executable, "-m", "standpipe", "validate"],
+        input='{"pipelines": []}', stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (answer.returncode, answer.stderr) == (0, "")

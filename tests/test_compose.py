@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from standpipe.engines import CannotStart, Container
+from standpipe.engines import CannotStart, Container, compose
 from standpipe.engines.compose import ComposeEngine
 from standpipe.errors import AlreadyRunning, EngineUnavailable
 
@@ -89,3 +90,18 @@ def test_whether_there_is_a_container_is_not_guessed_while_docker_is_away(said: 
     away: Any = EngineUnavailable("Docker does not answer")
     with pytest.raises(EngineUnavailable):
         FoundEngine(away)._not_started("arxlive", "R", said)
+
+
+def test_compose_is_its_plug_in_where_docker_looks_for_it_and_else_what_docker_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "root"))
+    monkeypatch.setattr(compose, "PLUGINS", (str(tmp_path / "local"), str(tmp_path / "libexec")))
+    assert compose.compose() == ["docker", "compose"]
+    for place in ("libexec", "local", "root/.docker"):  # the later ones go before the earlier ones
+        plugin = tmp_path / place / "cli-plugins/docker-compose"
+        plugin.parent.mkdir(parents=True)
+        plugin.touch()
+        assert compose.compose() != [str(plugin)], "it cannot be called"
+        plugin.chmod(0o755)
+        assert compose.compose() == [str(plugin)]

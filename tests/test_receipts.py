@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from standpipe import configuration, paths, report
+from standpipe import configuration, paths, report, runner
 from standpipe.engines import Container, Line
 from standpipe.ledger import Ledger, timestamp
 from standpipe.logs import receipts, spool
@@ -159,8 +159,29 @@ def test_a_receipt_is_noted_and_its_container_removed(waiting: Host) -> None:
     assert run.receipt == "2026-11-23T03:00:05Z"
     assert run.unconfirmed_since is None
     assert waiting.docker.removed == [RUN]
-    assert waiting.path.exists()
+    assert not waiting.path.exists(), "rsyslog would hold it open"
+    assert spool.is_whole(spool.place(waiting.path))
     assert not waiting.said
+
+
+def test_a_log_whose_receipt_somebody_noted_who_died_then_is_put_by_all_the_same(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.ledger.confirm(RUN, "2026-11-23T03:00:05Z")
+    waiting.path.with_suffix(spool.PUT_BY).hardlink_to(waiting.path)  # half of it was done
+    waiting.look()
+    assert not waiting.path.exists()
+    assert spool.is_whole(spool.place(waiting.path))
+
+
+def test_of_a_confirmed_run_whose_container_was_left_nothing_is_spooled_again(waiting: Host) -> None:
+    logs = dict(waiting.docker.logs)
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    waiting.docker.logs = logs
+    waiting.docker.free = lambda _container: None  # type: ignore[attr-defined]
+    runner.release(waiting.ledger, waiting.docker, RUN, "arxlive")  # type: ignore[arg-type]
+    assert waiting.docker.removed == [RUN, RUN]
+    assert not waiting.path.exists()
 
 
 def test_what_is_not_confirmed_stays(waiting: Host) -> None:
@@ -356,11 +377,13 @@ def test_what_a_restored_collector_has_lost_is_told_and_sent_again(
     waiting.look()
     assert not waiting.ledger.unconfirmed()
     waiting.collector.receipts.clear()
-    before, inode = waiting.path.read_bytes(), waiting.path.stat().st_ino
+    put_by = spool.place(waiting.path)
+    before, inode = put_by.read_bytes(), put_by.stat().st_ino
     monkeypatch.setattr(receipts, "FRESH", timedelta(0))  # else it is waited for, as a run that has ended just now
     waiting.look()
     assert "no longer holds 1 logs" in waiting.said[0]
     assert [run.id for run in waiting.ledger.unconfirmed()] == [RUN]
+    assert spool.place(waiting.path) == waiting.path, "what is put by is not sent"
     assert waiting.path.read_bytes() == before
     assert waiting.path.stat().st_ino != inode
     waiting.collector.confirm("arxlive", RUN)
@@ -499,12 +522,13 @@ def test_confirmed_logs_go_in_time_and_others_stay(waiting: Host) -> None:
     os.utime(waiting.path, (old.timestamp(), old.timestamp()))
     month, years = datetime.now(UTC) - timedelta(days=30), datetime.now(UTC) - timedelta(days=1830)
     assert receipts.forget(waiting.ledger, month, years) == 0, "it is not confirmed"
-    waiting.ledger.confirm(RUN, "2026-11-23T03:00:05Z")
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
     unknown = waiting.path.with_name(f"{RUN[:-1]}Z.ndjson")
     unknown.write_bytes(b"")
     os.utime(unknown, (old.timestamp(), old.timestamp()))
     assert receipts.forget(waiting.ledger, month, years) == 1
-    assert not waiting.path.exists()
+    assert not spool.place(waiting.path).exists()
     assert unknown.exists(), "a ledger that was lost is no reason to lose logs"
 
 

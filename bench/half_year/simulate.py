@@ -35,7 +35,7 @@ import model  # noqa: E402
 import picture  # noqa: E402
 import requests  # noqa: E402
 
-from arxlive import openalex, rank, store  # noqa: E402
+from arxlive import ahead, openalex, rank, store  # noqa: E402
 from arxlive.harvest import Page  # noqa: E402
 from arxlive.match import Client, Outcome, match  # noqa: E402
 from arxlive.records import Record  # noqa: E402
@@ -55,6 +55,9 @@ class Lived:
     nights: list[date] = field(default_factory=list)
     calls: list[Counter[str]] = field(default_factory=list)  # up to and with each night
     found: dict[str, tuple[str, date, str]] = field(default_factory=dict)  # paper: work, night, way
+    told: list[dict[date, float]] = field(
+        default_factory=list
+    )  # after each night, what later ones are expected to call
 
 
 @contextmanager
@@ -100,6 +103,7 @@ def live(world: model.World, policy: str, most_titles: int, weeks: int = model.W
                 for paper_id, (work, way) in night_of(day, arrived).items():
                     lived.found[paper_id] = (work, day, way)
                 lived.nights.append(day)
+                lived.told.append(night_of.expects(day))
                 lived.calls.append(Counter(session.get(f"{url}/counts", timeout=10).json()))
     return lived
 
@@ -129,6 +133,11 @@ class Ancestor:
         self.waiting = rest + missed
         return found
 
+    def expects(self, day: date) -> dict[date, float]:
+        """Say nothing: it has no calendar."""
+        del day
+        return {}
+
 
 class This:
     """The example's own matching, over its own store."""
@@ -146,6 +155,11 @@ class This:
             store.save(self.engine, day, "", Page(records, 1, len(records), None, last=True, day_over=True))
         match(self.engine, self.client, day, self.most_titles, Outcome())
         return {kept.paper_id: (kept.work, kept.way) for kept in store.matched_on(self.engine, day)}
+
+    def expects(self, day: date) -> dict[date, float]:
+        """Return the calls that the nights to come are expected to take, as the example tells them to its host."""
+        asked = ahead.questions(self.engine, day, self.most_titles)
+        return {night: sum(kinds.values()) for night, kinds in asked.items()}
 
 
 POLICIES: dict[str, type[Ancestor | This]] = {"ancestor": Ancestor, "this": This}
@@ -233,14 +247,18 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def traces(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the calls of each night, by lag and policy."""
+    """Return the calls of each night, and what was told of the next, by lag and policy."""
     found = []
     for result in results:
         for policy, lived in result["lived"].items():
             before = [Counter(), *lived.calls]
             nights = [
-                {"night": night.isoformat(), **{kind: now[kind] - then[kind] for kind in PRICES}}
-                for night, now, then in zip(lived.nights, lived.calls, before, strict=False)
+                {
+                    "night": night.isoformat(),
+                    **{kind: now[kind] - then[kind] for kind in PRICES},
+                    "told": {day.isoformat(): round(calls, 1) for day, calls in told.items()},
+                }
+                for night, now, then, told in zip(lived.nights, lived.calls, before, lived.told, strict=False)
             ]
             found.append({"lag": result["lag"], "policy": policy, "nights": nights})
     return found
@@ -256,7 +274,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="another world than the one of the docs")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--trace", type=Path, help="each night's calls, as JSON: what foretell.py reads")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        help="each night's calls and what was told of the next, as JSON: what foretell.py and oracle.py read",
+    )
     options = parser.parse_args()
     seed = {} if options.seed is None else {"seed": options.seed}
     one = partial(

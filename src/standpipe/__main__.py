@@ -1,7 +1,5 @@
 """`python -m standpipe` is the command `standpipe`."""
 
-import sys
+from standpipe.cli import command
 
-from standpipe.cli import main
-
-sys.exit(main())
+command()

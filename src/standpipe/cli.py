@@ -8,12 +8,12 @@ import json
 import os
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, date, datetime, timedelta
 from io import TextIOWrapper
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from standpipe.errors import (
     DISK_FULL,
@@ -34,9 +34,23 @@ if TYPE_CHECKING:
     from standpipe.engines import Line
     from standpipe.ledger import Ledger
 
+AT_THE_END = ExitStack()  # of the command
 LOOK_AGAIN = 0.5  # seconds between two looks at what has come in
 
 # Each subcommand imports what it needs when it is called: a run should not wait for what only doctor uses.
+
+
+def command() -> NoReturn:
+    """Be the command: end with main's exit code, at once.
+
+    Nothing is left to be done, and taking apart what was imported would take Python as long as most commands' own work.
+    """
+    code = main()
+    AT_THE_END.close()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # main has told of it
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,12 +61,13 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
     try:
         try:
-            return int(arguments.call(arguments))
+            code = int(arguments.call(arguments))
         except LedgerDamaged:  # wherever it was met: what is set aside cannot be met again
             from standpipe import paths
 
             recovered(paths.LEDGER).close()
-            return int(arguments.call(arguments))
+            code = int(arguments.call(arguments))
+        sys.stdout.flush()
     except StandpipeError as error:
         for line in str(error).splitlines():
             print(f"standpipe: {line}", file=sys.stderr)
@@ -69,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         return NotWritable.exit_code
     except Exception:
         return internal()
+    return code
 
 
 def internal() -> int:
@@ -309,6 +325,7 @@ def open_ledger() -> Ledger:
         ledger = Ledger(paths.LEDGER)
     except LedgerDamaged:
         return recovered(paths.LEDGER)
+    AT_THE_END.callback(ledger.close)
     if ledger.began_anew:
         note(ledger.began_anew)
         tell(f"standpipe: {ledger.began_anew}", sys.stderr)
@@ -649,7 +666,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
         require_known(ledger, arguments.name)
     run = arguments.run or next(iter(runs), "(none yet)")
     noted = ledger.run(run)
-    path = paths.spool(arguments.name, run)
+    path = spool.place(paths.spool(arguments.name, run))
     if noted is None or noted.pipeline != arguments.name or not path.exists():
         newest = ", ".join(runs[:10]) or "none"
         raise UsageError(f"no log of {arguments.name} run {run} on this host. Its newest runs: {newest}")

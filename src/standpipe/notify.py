@@ -166,7 +166,7 @@ def message(name: str, event: str, runs: list[Run], log_lines: int) -> tuple[str
 
 def last_lines(name: str, run: str, count: int) -> Iterator[str]:
     """Yield the last lines of a run's log, without what is or looks like a secret."""
-    path = paths.spool(name, run)
+    path = spool.place(paths.spool(name, run))
     if not path.exists() or not count:
         return
     ending: deque[str] = deque(maxlen=count)

@@ -609,7 +609,7 @@ def release(ledger: Ledger, engine: Engine, run_id: str, name: str) -> None:
     if container is None or container.running or noted is None or noted.outcome is None:
         return
     engine.free(container)
-    if not spool.is_closed(paths.spool(name, run_id)):
+    if not spool.is_closed(spool.place(paths.spool(name, run_id))):
         try:
             with unhurried():
                 spool_log(engine, name, run_id, container)

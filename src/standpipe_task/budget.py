@@ -10,31 +10,18 @@ declared for hosts, and an SQLite file beside it holds what was spent.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import ssl
-import threading
 import time
-import uuid
-from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, parse_headers
-from io import BufferedReader
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Union
+from datetime import date, datetime, timezone
+from functools import partial
+from typing import Any, Callable, Mapping, Optional, Union
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, ProxyError
+from urllib3.exceptions import MaxRetryError, NewConnectionError, ProxyError
 
-from standpipe_task import spending
+from standpipe_task import purse, spending
 
-DOOR = Path("/run/standpipe/run")
-LOCAL = "STANDPIPE_LOCAL_BUDGETS"
-FRESH = 60.0  # seconds after which a reservation is not taken for one of now
-PATIENCE = 10.0  # seconds for which the host's service may be away, as while it is restarted
 NEVER_SENT = (
     requests.exceptions.ConnectTimeout,
     requests.exceptions.InvalidHeader,
@@ -118,7 +105,7 @@ class BudgetAdapter(HTTPAdapter):
                 if not left or isinstance(error, requests.exceptions.SSLError):
                     raise
             else:
-                asked = retry_after(response.headers)
+                asked = purse.retry_after(response.headers)
                 if not left or response.status_code not in MAY_PASS or (asked or 0) > self.longest_wait:
                     return response
                 wait = max(wait, asked or 0)
@@ -130,42 +117,28 @@ class BudgetAdapter(HTTPAdapter):
     def close(self) -> None:
         """Let go of all connections; a later request makes new ones."""
         super().close()
-        if _mine.purse is not None and _mine.process == os.getpid():
-            _mine.purse.close()
-            _mine.purse = None
+        purse.let_go()
 
     def _send_once(self, request: requests.PreparedRequest, kind: str, *args: Any, **options: Any) -> requests.Response:
-        ident, asked = uuid.uuid4().hex, time.time()
+        send = partial(super().send, request, *args, **options)
         try:
-            purse = purse_of_this_thread()
-            wait = purse.reserve(self.budget, kind, ident)
+            return purse.pay(self.budget, kind, send, was_never_connected)
         except spending.Spent as error:
             until = None if error.resets_at is None else datetime.fromtimestamp(error.resets_at, timezone.utc)
             raise BudgetSpent(self.budget, str(error), request, until) from None
         except spending.Refused as error:
             raise BudgetUnavailable(self.budget, str(error), request) from None
-        sent = False
-        try:
-            time.sleep(wait)
-            if time.time() - asked > wait + FRESH:  # this process was stopped meanwhile, perhaps over a period's end
-                purse.settle(self.budget, ident, {})
-                return self._send_once(request, kind, *args, **options)
-            sent = True
-            response = super().send(request, *args, **options)
-        except (requests.RequestException, HTTPError, OSError) as error:
-            if not sent or was_never_connected(error):
-                purse.refund(self.budget, ident)
-            else:
-                purse.settle(self.budget, ident, {})
-            raise
-        except BaseException:  # somebody stopped it
-            if sent:
-                purse.settle(self.budget, ident, {})
-            else:
-                purse.refund(self.budget, ident)
-            raise
-        purse.settle(self.budget, ident, response.headers, response.status_code)
-        return response
+
+
+def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
+    """Tell how many calls, by kind, this pipeline expects to make on each of the days to come: see `purse.expect`.
+
+    Raises BudgetUnavailable where it cannot be told.
+    """
+    try:
+        purse.expect(budget, calls)
+    except spending.Refused as error:
+        raise BudgetUnavailable(budget, str(error)) from None
 
 
 def was_never_connected(error: BaseException) -> bool:
@@ -183,205 +156,3 @@ def was_never_connected(error: BaseException) -> bool:
         else:
             cause = cause.args[-1] if isinstance(cause, BaseException) and cause.args else None
     return False
-
-
-def retry_after(headers: Mapping[str, str]) -> Optional[float]:
-    """Return for how many seconds a server asks not to be asked; None where it does not say (RFC 9110, 10.2.3)."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    with suppress(ValueError, TypeError, OverflowError):
-        until = parsedate_to_datetime(text)
-        now = parsedate_to_datetime(headers["Date"]) if headers.get("Date") else datetime.now(timezone.utc)
-        return max(0.0, (until - now).total_seconds())
-    return None
-
-
-def hold_asked(headers: Mapping[str, str], status: int) -> Optional[float]:
-    """Return for how long nobody who shares the budget is to ask, by a server that has refused for a while."""
-    return retry_after(headers) if status in (429, 503) else None
-
-
-class HostPurse:
-    """Spends through the run's socket. The protocol: an HTTP upgrade, then a line of JSON for each order and answer."""
-
-    def __init__(self, door: Path) -> None:
-        """Connect when the first order comes."""
-        self._door = door
-        self._connection: Optional[socket.socket] = None
-        self._reader: Optional[BufferedReader] = None
-        self._headers: Dict[str, str] = {}
-        self._unsure: List[Dict[str, Any]] = []  # what was told since the last answer, and may not be in the books
-
-    def reserve(self, budget: str, kind: str, ident: str) -> float:
-        """Reserve; return the seconds to wait before sending."""
-        answer = self._order({"reserve": budget, "kind": kind, "id": ident})
-        if "spent" in answer:
-            raise spending.Spent(answer["spent"], answer.get("resets_at"))
-        if "wait" not in answer:
-            raise spending.Unavailable(answer.get("refused", "the host's service gave no answer that is known"))
-        if answer.get("remaining_header"):
-            self._headers[budget] = answer["remaining_header"]
-        return float(answer["wait"])
-
-    def settle(self, budget: str, ident: str, headers: Mapping[str, str], status: int = 0) -> None:
-        """Charge it. Where that cannot be told, the reservation stands, which counts the same."""
-        order: Dict[str, Any] = {"settle": budget, "id": ident}
-        remaining = headers.get(self._headers.get(budget, ""), "") if status < 400 else ""
-        if remaining:
-            order["remaining"] = remaining
-        hold = hold_asked(headers, status)
-        if hold is not None:
-            order["hold"] = hold
-        self._tell(order)
-
-    def refund(self, budget: str, ident: str) -> None:
-        """Take it back."""
-        self._tell({"refund": budget, "id": ident})
-
-    def close(self) -> None:
-        """End the connection."""
-        self._hang_up()
-
-    def _order(self, order: Dict[str, str]) -> Dict[str, Any]:
-        """Give an order and return the answer; give it again through a new connection where one breaks."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self._say(order)
-                answer = dict(json.loads(self._reader.readline() if self._reader else b""))
-            except (OSError, ValueError, HTTPException) as error:
-                self._hang_up()
-                if time.monotonic() > deadline:
-                    self._tell({"refund": order["reserve"], "id": order["id"]})  # it may have come through, or will
-                    raise spending.Unavailable(
-                        f"standpiped on the host does not answer ({error}): no call goes out that it has not counted"
-                    ) from None
-                time.sleep(0.1)
-            except BaseException:  # somebody stopped it: the answer must not be read for another's
-                self._hang_up()
-                raise
-            else:
-                if "refused" in answer:
-                    self._hang_up()  # what was told before may not be booked either: a new connection tells it again
-                else:
-                    self._unsure.clear()
-                return answer
-
-    def _tell(self, order: Dict[str, Any]) -> None:
-        for _ in range(2):  # a connection that broke since is made anew, once
-            try:
-                self._say(order)
-            except (OSError, ValueError, HTTPException, spending.Unavailable):
-                self._hang_up()
-            else:
-                break
-        self._unsure.append(order)
-
-    def _say(self, order: Dict[str, Any]) -> None:
-        if self._connection is None:
-            self._connect()
-        assert self._connection is not None  # noqa: S101  # as connect() leaves it
-        self._connection.sendall(json.dumps(order).encode() + b"\n")
-
-    def _connect(self) -> None:
-        token = (self._door / "token").read_text()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(PATIENCE)
-        try:
-            connection.connect(str(self._door / "socket"))
-            request = "GET /budgets HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: standpipe-budgets\r\nAuthorization: "
-            connection.sendall(f"{request}{token}\r\n\r\n".encode())
-            answers = connection.makefile("rb")
-            status = answers.readline()
-            head = parse_headers(answers)
-            refusal = b"" if b" 101 " in status else answers.read(int(head.get("Content-Length", 0)))
-        except BaseException:
-            connection.close()
-            raise
-        if b" 101 " not in status:
-            connection.close()
-            raise spending.Unavailable(json.loads(refusal or b"{}").get("message", "the host's service refuses"))
-        self._connection, self._reader = connection, answers
-        for order in self._unsure:
-            self._say(order)
-
-    def _hang_up(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._reader = None
-
-
-class LocalPurse:
-    """Keeps the books in an SQLite file beside the list of budgets that STANDPIPE_LOCAL_BUDGETS names."""
-
-    def __init__(self, declared: Path) -> None:
-        """Read the list, and open the file."""
-        try:
-            terms = [spending.Terms.of(budget) for budget in json.loads(declared.read_text())]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise spending.Unavailable(f"{LOCAL}: {declared} is no list of budgets ({error})") from None
-        self._terms = {each.name: each for each in terms}
-        self._run = f"{datetime.now(timezone.utc):%Y-%m-%d} {os.getpid()}"
-        self._books = str(declared.with_suffix(".sqlite3"))
-
-    def reserve(self, budget: str, kind: str, ident: str) -> float:
-        """Reserve; return the seconds to wait before sending."""
-        if budget not in self._terms:
-            raise spending.Refused(f"budget {budget} is not declared in the file that {LOCAL} names")
-        with self._open() as books:
-            books.crash(self._terms[budget])
-            return books.reserve(ident, self._terms[budget], "local", self._run, kind)
-
-    def settle(self, budget: str, ident: str, headers: Mapping[str, str], status: int = 0) -> None:
-        """Charge it. Where that fails, the reservation stands, which counts the same."""
-        terms = self._terms[budget]
-        with suppress(spending.Refused), self._open() as books:
-            remaining = spending.remaining(headers.get(terms.remaining_header or "", "") if status < 400 else "")
-            books.settle(ident, terms, remaining, hold_asked(headers, status))
-
-    def refund(self, budget: str, ident: str) -> None:
-        """Take it back."""
-        with suppress(spending.Refused), self._open() as books:
-            books.refund(ident, self._terms[budget])
-
-    def close(self) -> None:
-        """Have nothing to let go of."""
-
-    @contextmanager
-    def _open(self) -> Iterator[spending.Books]:
-        """Open the file for one transaction: a fork must not share what SQLite has open."""
-        database = spending.open_database(self._books)
-        try:
-            with spending.books(database) as books:
-                yield books
-        finally:
-            database.close()
-
-
-class Mine(threading.local):
-    """What a thread spends with: a thread or a fork must not share a connection."""
-
-    process: int = 0
-    purse: Optional[Union[HostPurse, LocalPurse]] = None
-
-
-_mine = Mine()
-
-
-def purse_of_this_thread() -> Union[HostPurse, LocalPurse]:
-    """Return what this thread of this process spends with. Raises Unavailable where it has nothing."""
-    if _mine.purse is None or _mine.process != os.getpid():
-        if (DOOR / "token").exists():
-            _mine.purse = HostPurse(DOOR)
-        elif os.environ.get(LOCAL):
-            _mine.purse = LocalPurse(Path(os.environ[LOCAL]))
-        else:
-            raise spending.Unavailable(
-                "this process has no run socket to spend a budget through: let the pipeline name the budget and start "
-                f"it with standpipe run or from its folder; elsewhere, {LOCAL} names a file with budgets"
-            )
-        _mine.process = os.getpid()
-    return _mine.purse

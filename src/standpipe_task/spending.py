@@ -28,6 +28,7 @@ WAIT = 30  # seconds for others to end their writing
 CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
 SETTLES_IN = 600  # seconds from a period's start for which a provider may still speak of the one before
 MOST_HOLD = 86400  # seconds for which a provider's word counts, whatever it says
+LONGEST_ORDER = 4096  # bytes, of what a run says through its socket
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
 TABLES = (
@@ -47,6 +48,9 @@ TABLES = (
         PRIMARY KEY (budget, run, day, pipeline, kind, starts))""",
     "CREATE INDEX IF NOT EXISTS spending_by_day ON spending (budget, day)",
     "CREATE INDEX IF NOT EXISTS spending_by_pipeline ON spending (budget, pipeline, run)",
+    """CREATE TABLE IF NOT EXISTS expectation (
+        budget TEXT NOT NULL, pipeline TEXT NOT NULL, said TEXT NOT NULL, day TEXT NOT NULL, amount BIGINT NOT NULL,
+        PRIMARY KEY (budget, pipeline, day))""",
     "CREATE TABLE IF NOT EXISTS identity (one BIGINT PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
 )
 # What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
@@ -489,6 +493,16 @@ class Books:
             if row[0] in account.runs:
                 account.runs[row[0]] -= row[1]
 
+    def expect(self, terms: Terms, pipeline: str, days: Mapping[date, int]) -> None:
+        """Note what a pipeline expects to spend on the days to come, in place of what it said before."""
+        self.account(terms)
+        said = terms.day_at(self.now).isoformat()
+        self._database.execute("DELETE FROM expectation WHERE budget = ? AND pipeline = ?", terms.name, pipeline)
+        for day, amount in days.items():
+            self._database.execute(
+                "INSERT INTO expectation VALUES (?, ?, ?, ?, ?)", terms.name, pipeline, said, day.isoformat(), amount
+            )
+
     def declare(self, terms: Mapping[str, Terms]) -> None:
         """Say to those who share the books what is declared here, which else each call does for its own budget."""
         self._database.declares(list(terms))
@@ -579,6 +593,29 @@ def books(database: Database) -> Iterator[Books]:
         raise Unavailable(f"the budgets' ledger cannot be written ({str(error).strip()}): no call goes out") from error
 
 
+def expected(terms: Terms, told: object) -> Dict[date, int]:
+    """Read what is expected of each day, calls by kind, as `{"2026-11-20": {"search": 40.5}}`; return billionths.
+
+    Raises Refused for what is none, and for a kind without a price.
+    """
+    days = {}
+    try:
+        for day, kinds in told.items():  # type: ignore[attr-defined]  # what has no items is none
+            amount = sum(_calls(number) * terms.price(kind) for kind, number in kinds.items())
+            days[date.fromisoformat(day)] = int(min(amount, MOST * SCALE))
+    except (AttributeError, TypeError, ValueError, InvalidOperation):
+        raise Refused(f"what is expected of budget {terms.name} is told as calls by kind for each day") from None
+    return days
+
+
+def _calls(number: object) -> Decimal:
+    """Read a number of calls, which may have decimals. Raises ValueError or InvalidOperation where it is none."""
+    calls = Decimal(str(number))
+    if not 0 <= calls <= MOST:
+        raise ValueError(number)
+    return calls
+
+
 def remaining(text: object) -> Optional[int]:
     """Read how many units a provider says are left, in billionths; None where that is no number."""
     try:
@@ -606,6 +643,8 @@ class State:
     reserved: int
     held_until: float  # before which its provider asks for no calls; 0 where that is no more
     days: List[Tuple[str, str, int, int]]  # date, pipeline, calls, amount, of this period and of those before
+    # Pipeline, the date on which it said so, the date it spoke of, and the amount that it expects to spend then.
+    told: List[Tuple[str, str, str, int]] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -635,9 +674,18 @@ def state(database: Database, terms: Terms, since: Optional[str] = None) -> Stat
             *(terms.name, since),
         ).fetchall()
     )
+    told = (
+        []
+        if since is None
+        else database.execute(
+            "SELECT pipeline, said, day, amount FROM expectation WHERE budget = ? AND said >= ? ORDER BY pipeline, day",
+            *(terms.name, since),
+        ).fetchall()
+    )
     spent, crashed, elsewhere = row or (0, 0, 0)
     return State(
         *(terms, starts, ends, int(spent), int(crashed), int(elsewhere), int(reserved[0])),
         float(held[0]) if held else 0.0,
         [(day, pipeline, int(calls), int(amount)) for day, pipeline, calls, amount in days],
+        [(pipeline, said, day, int(amount)) for pipeline, said, day, amount in told],
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
+from contextlib import closing
+from datetime import date, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from standpipe_task import spending
@@ -122,6 +126,31 @@ def test_a_budget_that_ends_is_no_failure_and_the_next_run_goes_on(
     assert (written["final"], written["found_by_doi"], written["matched_in_store"]) == (True, 50, 250)
     assert openalex.counts() == {"list": 3}
     assert spent(declared) == cost(openalex)
+
+
+def test_a_run_tells_its_host_what_the_nights_to_come_will_ask_for(
+    serve: Serve, serve_works: ServeWorks, tmp_path: Path
+) -> None:
+    server = serve(papers_of(str(DAY), 30), "--page-size", "30")
+    openalex = serve_works([held(number) for number in range(1, 25)])
+    declared = budgets(tmp_path)
+    matching(server, openalex, tmp_path, STANDPIPE_LOCAL_BUDGETS=str(declared))
+    assert told(declared) == []  # after a first night nobody knows
+    with closing(sqlite3.connect(tmp_path / "data" / "arxlive.sqlite3")) as database, database:
+        database.execute("update asked set first = date(first, '-21 days')")
+        database.execute("update matched set first = date(first, '-21 days'), found = date(found, '-21 days')")
+    (tmp_path / "data" / "reports" / f"{DAY}-openalex.json").unlink()
+    matching(server, openalex, tmp_path, STANDPIPE_LOCAL_BUDGETS=str(declared))
+    nights = told(declared)
+    assert [later - night for (night, _), (later, _) in pairwise(nights)] == [timedelta(days=7)] * 3
+    assert all(amount >= spending.parts(PRICES["list"]) for _, amount in nights)
+
+
+def told(path: Path) -> list[tuple[date, int]]:
+    """Return what the books know of the days to come."""
+    with closing(sqlite3.connect(path.with_suffix(".sqlite3"))) as books:
+        rows = books.execute("SELECT day, amount FROM expectation ORDER BY day").fetchall()
+    return [(date.fromisoformat(day), amount) for day, amount in rows]
 
 
 def test_openalexs_own_word_that_nothing_is_left_ends_the_run_as_well(

@@ -6,7 +6,7 @@ import os
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +20,7 @@ sys.path.insert(0, str(HALF_YEAR))
 
 import foretell  # noqa: E402
 import model  # noqa: E402
+import oracle  # noqa: E402
 import picture  # noqa: E402
 import simulate  # noqa: E402
 
@@ -89,6 +90,21 @@ def test_nights_that_are_all_alike_are_foretold_and_an_ample_limit_warns_of_noth
     assert min(warned) >= 72
     assert foretell.warned_for_nothing(alike, 1.05) == [(0, 0)] * len(errors)
     assert all(may > 0 for may, _ in foretell.warned_for_nothing(alike, 0.9))
+
+
+def test_what_the_policy_tells_is_nearer_than_what_it_spent_and_the_oracle_lives_the_same_nights() -> None:
+    result = simulate.compare(10.0, NO_RECORDS, copies=6, weeks=9, most_titles=60)
+    [theirs, ours] = simulate.traces([result])
+    assert not any(night["told"] for night in theirs["nights"])
+    told, untold = foretell.judge(ours)[0], foretell.judge(foretell.untold(ours))[0]
+    assert len(told) == len(untold) == 1
+    assert abs(told[0]) < 0.05 < abs(untold[0])
+    world = model.world(10.0, copies=6, weeks=9, records=NO_RECORDS)
+    for trace, policy in ((theirs, oracle.Ancestor()), (ours, oracle.This())):
+        lived = foretell.lived(trace)[0]
+        calls, known = oracle.tenths(world, policy, {date(2026, 7, 10)})
+        assert sum(abs(calls[day] - lived[day]) for day in lived) <= 0.01 * sum(lived.values())
+        assert known[date(2026, 7, 10)].to_come[0].arrives > datetime(2026, 7, 10, tzinfo=UTC)
 
 
 @needs_real_records

@@ -41,7 +41,8 @@ def command(server: Server, tmp_path: Path, *parameters: str) -> list[str | Path
 def environment(tmp_path: Path) -> dict[str, str]:
     # The runs of one session compile their many modules once, also where Python is told not to.
     cache = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path.parent / "bytecode")}
-    return {**os.environ, **cache, "PYTHONPATH": str(EXAMPLE)}
+    # Beside the example is what an image has in /opt/standpipe: this checkout's, whatever is installed.
+    return {**os.environ, **cache, "PYTHONPATH": f"{EXAMPLE}{os.pathsep}{EXAMPLE.parents[1] / 'src'}"}
 
 
 def luigi(server: Server, tmp_path: Path, *parameters: str, exit_code: int = 0) -> str:

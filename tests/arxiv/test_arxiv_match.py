@@ -18,7 +18,7 @@ import requests
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from arxlive import asking, openalex
+from arxlive import ahead, asking, openalex
 from arxlive.harvest import Page
 from arxlive.match import Client, Outcome, match
 from arxlive.openalex import OpenAlexError, Spent
@@ -345,3 +345,40 @@ def test_the_age_of_titles_is_not_misled_by_papers_that_are_young() -> None:
     assert asking.age_of_titles([2] * 10, [1] * 90) == asking.EARLIEST
     assert asking.age_of_titles([2] * 10, [3] * 90) == asking.LATEST
     assert asking.age_of_titles([60] * 90, []) == asking.LATEST
+
+
+def test_what_the_nights_to_come_ask_for_is_known_where_they_are_like_those_before(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session
+) -> None:
+    server = serve_works([])
+    days = (NIGHT + timedelta(days=count) for count in range(63))
+    nights = [day for day in days if day.weekday() < 5]
+    add(engine, *[record(number) for number in range(120)])  # and then three each night
+    lived = {}
+    for place, day in enumerate(nights):
+        add(engine, *[record(200 + 3 * place + number) for number in range(3)])
+        before = server.counts()
+        night(engine, server, session, day, titles=20)
+        lived[day] = {kind: number - before.get(kind, 0) for kind, number in server.counts().items()}
+        if place == 9:
+            assert ahead.questions(engine, day, 20) == {}  # it has not seen each weekday twice
+        if place == 21:
+            told = ahead.questions(engine, day, 20)
+    assert list(told) == nights[22:]
+    assert max(calls["search"] for calls in told.values()) == pytest.approx(20, abs=1)
+    for kind in ("list", "search"):
+        came = sum(lived[day].get(kind, 0) for day in told)
+        assert came > 20
+        assert sum(calls[kind] for calls in told.values()) == pytest.approx(came, rel=0.05)
+
+
+def test_what_is_told_ahead_goes_by_what_was_learnt() -> None:
+    assert ahead.arrivals({NIGHT: 900, NIGHT - timedelta(weeks=1): 4}, NIGHT - timedelta(weeks=2), NIGHT)[4] == 4
+    learnt = ahead.Learnt({NIGHT.weekday(): 0.0}, [(3, 0.5), (6, 0.25)], 5.0, (0.2, 0.1, 0.0))
+    assert [learnt.stays(*ages) for ages in ((0, 2), (0, 3), (3, 6), (0, 60))] == [1.0, 0.5, 0.5, 0.25]
+    # Of four papers that have been asked for on their first day one will be out after a week, and its title asked for.
+    waiting = [ahead.Waiting(f"{number}", 1, NIGHT, NIGHT, NIGHT + timedelta(days=7)) for number in range(4)]
+    told = ahead.walk(waiting, learnt, NIGHT, 60)
+    assert told[NIGHT + timedelta(days=7)] == {"list": 1.0, "search": pytest.approx(1.0)}
+    # Of eight titles that were asked for once four were found, of three that were asked for twice as yet none.
+    assert ahead.shares_found({1: 5, 2: 3}, {1: 4}) == pytest.approx((5 / 12, 1 / 7, 1 / 4))

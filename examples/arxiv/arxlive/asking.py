@@ -49,12 +49,11 @@ def first_title(paper_id: str, age: float) -> timedelta:
     return _interval(paper_id, "first", age)
 
 
-def age_of_titles(came: Iterable[int], waiting: Iterable[int]) -> float:
-    """Return the age in days at which a share COME of all papers has come by DOI.
+def still_out(came: Iterable[int], waiting: Iterable[int]) -> list[tuple[int, float]]:
+    """Return the share of all papers that has not come by DOI after each age in days at which one came.
 
     `came` are the ages at which papers came, `waiting` those of the papers that have not yet: the
-    estimate is Kaplan and Meier's, so a young store does not take its papers for fast ones. LATEST
-    where it cannot be told.
+    estimate is Kaplan and Meier's, so a young store does not take its papers for fast ones.
     """
     events: dict[int, int] = {}
     leaving: dict[int, int] = {}
@@ -63,14 +62,22 @@ def age_of_titles(came: Iterable[int], waiting: Iterable[int]) -> float:
     for age in waiting:
         leaving[age] = leaving.get(age, 0) + 1
     at_risk = sum(events.values()) + sum(leaving.values())
-    still_out = 1.0
+    share, found = 1.0, []
     for age in sorted(events.keys() | leaving.keys()):
         if number := events.get(age, 0):
-            still_out *= 1 - number / at_risk
-            if still_out <= 1 - COME:
-                return float(min(max(age, EARLIEST), LATEST))
+            share *= 1 - number / at_risk
+            found.append((age, share))
         at_risk -= number + leaving.get(age, 0)
-    return float(LATEST)
+    return found
+
+
+def age_of_titles(came: Iterable[int], waiting: Iterable[int]) -> float:
+    """Return the age in days at which a share COME of all papers has come by DOI: see `still_out`.
+
+    LATEST where it cannot be told.
+    """
+    reached = next((age for age, share in still_out(came, waiting) if share <= 1 - COME), LATEST)
+    return float(min(max(reached, EARLIEST), LATEST))
 
 
 def _interval(paper_id: str, what: str, days: float) -> timedelta:

@@ -1,4 +1,4 @@
-"""A session whose every request to OpenAlex is counted against a budget before it is sent.
+"""Clients whose every request, to OpenAlex or to arXiv, is counted against a budget before it is sent.
 
 The only place that knows of Standpipe; `standpipe_task` is in every image that it builds.
 """
@@ -7,13 +7,50 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import httpx2
 import requests
+from oaipmh_scythe import Scythe
 
 from arxlive.openalex import Bearer, kind_of
-from standpipe_task.budget import BudgetAdapter, BudgetSpent
+from standpipe_task.budget import BudgetAdapter, BudgetSpent, BudgetUnavailable, expect
+from standpipe_task.budget_httpx import BudgetTransport
 
-__all__ = ["BudgetSpent", "open_session"]
+__all__ = ["BudgetSpent", "BudgetUnavailable", "BudgetedScythe", "expect", "open_session"]
+
+
+class BudgetedScythe(Scythe):
+    """A Scythe that spends from `budget`.
+
+    The library takes no client, but sends whatever it sends through its property `client`: here that is
+    another one, with the same settings.
+    """
+
+    def __init__(self, endpoint: str, budget: str, **options: Any) -> None:
+        """Take the budget's name, and the options of a Scythe."""
+        super().__init__(endpoint, **options)
+        own = super().client
+        self._budgeted = httpx2.Client(
+            transport=BudgetTransport(httpx2.HTTPTransport(proxy=_proxy_to(endpoint)), budget),
+            headers=own.headers,
+            timeout=own.timeout,
+            auth=own.auth,
+            event_hooks=own.event_hooks,
+            default_encoding=self.http_config.encoding,
+        )
+
+    @property
+    def client(self) -> httpx2.Client:
+        """Give the client that spends; closed, it stays so."""
+        return self._budgeted
+
+    def close(self) -> None:
+        """Let go of both clients' connections."""
+        self._budgeted.close()
+        super().close()
 
 
 def open_session(budget: str) -> requests.Session:
@@ -27,6 +64,12 @@ def open_session(budget: str) -> requests.Session:
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
+
+
+def _proxy_to(address: str) -> str | None:
+    """Return the environment's proxy to an address: httpx2 looks for none where it is given a transport."""
+    scheme, host = urlsplit(address)[:2]
+    return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
 def _key() -> str:

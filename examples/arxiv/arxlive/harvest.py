@@ -90,11 +90,14 @@ def read_day(
     pace: float = 3.0,
     retries: int = 5,
     since: Progress | None = None,
+    budget: str = "",
 ) -> Iterator[Page]:
     """Yield every page of the papers whose datestamp is `day` (UTC), in `set_spec` or in all sets.
 
     `pace` is the least time in seconds before each request; `retries` is how often one request is
-    repeated after a broken connection, 429, 5xx or a page that is not whole. A refused resumption
+    repeated after a broken connection, 429, 5xx or a page that is not whole. Where a `budget` is named,
+    every request is spent from it and goes out at its pace, which holds over all that share it; `pace` is
+    then only what the waiting before a repetition begins with. A refused resumption
     token begins the day anew, RESTARTS times: whoever stores the pages must bear to see a record
     again. `since` is where an earlier reading was broken off: it goes on there, if its token is still
     taken; else it begins anew. An empty day is one empty page.
@@ -105,13 +108,14 @@ def read_day(
     arXiv, the identifiers of a list of more than one page are asked for before its last page is given,
     and must be those that were read.
 
-    Raises HarvestError, or the library's OAIPMHException for an error that the server names.
+    Raises HarvestError, the library's OAIPMHException for an error that the server names, or the budget's
+    own BudgetError where a request was not made for its sake.
     """
-    config = HTTPConfig(user_agent=f"arxlive {HTTPConfig.user_agent}")
-    with Scythe(base_url, http_config=config) as client:
+    with _open(base_url, budget) as client:
+        asker = _Asker(client, 0.0 if budget else pace, pace, retries)
         for restarts_left in reversed(range(RESTARTS + 1)):
             try:
-                yield from _one_pass(client, day, set_spec, pace, retries, since)
+                yield from _one_pass(asker, day, set_spec, since)
             except BadResumptionToken as error:
                 if not restarts_left:
                     raise HarvestError(
@@ -127,9 +131,17 @@ def read_day(
             since = None
 
 
-def _one_pass(
-    client: Scythe, day: date, set_spec: str, pace: float, retries: int, since: Progress | None
-) -> Iterator[Page]:
+def _open(base_url: str, budget: str) -> Scythe:
+    config = HTTPConfig(user_agent=f"arxlive {HTTPConfig.user_agent}")
+    if not budget:
+        return Scythe(base_url, http_config=config)
+    # Only who names a budget needs Standpipe's.
+    from arxlive.budgeted import BudgetedScythe
+
+    return BudgetedScythe(base_url, budget, http_config=config)
+
+
+def _one_pass(asker: _Asker, day: date, set_spec: str, since: Progress | None) -> Iterator[Page]:
     window = {"metadataPrefix": "arXiv", "from": day.isoformat(), "until": day.isoformat()}
     if set_spec:
         window["set"] = set_spec
@@ -142,7 +154,7 @@ def _one_pass(
         first, so_far, size, digest, day_over = since.number + 1, since.so_far, since.size, since.digest, True
         query = {"verb": "ListRecords", "resumptionToken": since.token}
         log.info("%s: going on after page %d, %d records", day, since.number, so_far)
-    for part in _parts(client, day, query, first, pace, retries):
+    for part in _parts(asker, day, query, first):
         number = part.number
         if number == 1:
             day_over = _response_date(part.root).date() > day
@@ -170,16 +182,16 @@ def _one_pass(
     del part  # the last page's XML: a page of identifiers is as large
     _check_size(day, so_far, size, day_over)
     if size is None and day_over and number > 1:
-        _check_identifiers(client, day, window, pace, retries, (so_far, digest))
+        _check_identifiers(asker, day, window, (so_far, digest))
     yield page
 
 
-def _parts(client: Scythe, day: date, query: dict[str, str], first: int, pace: float, retries: int) -> Iterator[_Part]:
+def _parts(asker: _Asker, day: date, query: dict[str, str], first: int) -> Iterator[_Part]:
     """Yield a list page by page, from its page `first` on, for which `query` asks."""
     verb = query["verb"]
     tokens = set()
     for number in itertools.count(first):
-        answer, root = _ask(client, query, pace, retries)
+        answer, root = asker.ask(query)
         try:
             if root.find(f"{OAI}error") is not None:  # the library reads the document a second time
                 answer.raise_for_oaipmh_error()
@@ -209,16 +221,14 @@ def _parts(client: Scythe, day: date, query: dict[str, str], first: int, pace: f
         query = {"verb": verb, "resumptionToken": resume}
 
 
-def _check_identifiers(
-    client: Scythe, day: date, window: dict[str, str], pace: float, retries: int, read: tuple[int, int]
-) -> None:
+def _check_identifiers(asker: _Asker, day: date, window: dict[str, str], read: tuple[int, int]) -> None:
     """Hold what was read, its number and digest, against the identifiers that the list has now.
 
     Of a day that is over papers only leave. If one that was passed over is there, one that was read
     before it has left, and the two differ, whatever leaves while this is asked.
     """
     number = digest = 0
-    for part in _parts(client, day, {"verb": "ListIdentifiers", **window}, 1, pace, retries):
+    for part in _parts(asker, day, {"verb": "ListIdentifiers", **window}, 1):
         headers = [] if part.listing is None else part.listing.findall(f"{OAI}header")
         number += len(headers)
         digest ^= _digest(headers)
@@ -252,39 +262,48 @@ def _check_size(day: date, so_far: int, size: int | None, day_over: bool) -> Non
     log.warning("%s: %d records read of a list of %d that still grows", day, so_far, size)
 
 
-def _ask(client: Scythe, query: dict[str, str], pace: float, retries: int) -> tuple[OAIResponse, ET.Element]:
-    """Send one request, repeat it where that may help, and return a whole OAI-PMH document."""
-    wait = pace
-    for attempt in range(retries + 1):
-        time.sleep(max(pace, wait))
-        wait = pace * 2 ** (attempt + 1)
-        try:
-            response = client.client.get(client.endpoint, params=query)
-        except httpx2.RequestError as error:
-            fault = f"{type(error).__name__}: {error}"
-        else:
-            status = response.status_code
-            if status == httpx2.codes.TOO_MANY_REQUESTS or status >= 500:
-                fault = f"HTTP {status}"
-                asked = retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
-                wait = wait if asked is None else asked
-            elif status != httpx2.codes.OK:
-                raise HarvestError(f"HTTP {status} from {response.url}")
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Sends requests one at a time, `pace` seconds before each, and repeats them as `backoff` and `retries` say."""
+
+    client: Scythe
+    pace: float
+    backoff: float
+    retries: int
+
+    def ask(self, query: dict[str, str]) -> tuple[OAIResponse, ET.Element]:
+        """Send one request, repeat it where that may help, and return a whole OAI-PMH document."""
+        wait = self.pace
+        for attempt in range(self.retries + 1):
+            time.sleep(max(self.pace, wait))
+            wait = self.backoff * 2 ** (attempt + 1)
+            try:
+                response = self.client.client.get(self.client.endpoint, params=query)
+            except httpx2.RequestError as error:
+                fault = f"{type(error).__name__}: {error}"
             else:
-                try:
-                    # The standard parser mends nothing; expat itself bounds what entities expand to.
-                    root = ET.fromstring(response.content)  # noqa: S314
-                except ET.ParseError as error:
-                    fault = f"a page that is not whole ({error})"
+                status = response.status_code
+                if status == httpx2.codes.TOO_MANY_REQUESTS or status >= 500:
+                    fault = f"HTTP {status}"
+                    asked = retry_after(response.headers.get("Retry-After"), response.headers.get("Date"))
+                    wait = wait if asked is None else asked
+                elif status != httpx2.codes.OK:
+                    raise HarvestError(f"HTTP {status} from {response.url}")
                 else:
-                    if root.tag != f"{OAI}OAI-PMH":
-                        raise HarvestError(f"{response.url} answers <{root.tag}>, not OAI-PMH")
-                    return OAIResponse(response, params=query), root
-        if wait > LONGEST_WAIT:
-            raise HarvestError(f"{fault}; the server asks to wait for {wait:.0f} s, which is too long")
-        if attempt < retries:
-            log.warning("%s: asking again in %.1f s", fault, max(pace, wait))
-    raise HarvestError(f"{fault}; asked {retries + 1} times")
+                    try:
+                        # The standard parser mends nothing; expat itself bounds what entities expand to.
+                        root = ET.fromstring(response.content)  # noqa: S314
+                    except ET.ParseError as error:
+                        fault = f"a page that is not whole ({error})"
+                    else:
+                        if root.tag != f"{OAI}OAI-PMH":
+                            raise HarvestError(f"{response.url} answers <{root.tag}>, not OAI-PMH")
+                        return OAIResponse(response, params=query), root
+            if wait > LONGEST_WAIT:
+                raise HarvestError(f"{fault}; the server asks to wait for {wait:.0f} s, which is too long")
+            if attempt < self.retries:
+                log.warning("%s: asking again in %.1f s", fault, max(self.pace, wait))
+        raise HarvestError(f"{fault}; asked {self.retries + 1} times")
 
 
 def retry_after(value: str | None, server_date: str | None = None) -> float | None:

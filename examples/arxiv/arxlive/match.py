@@ -286,14 +286,19 @@ def _matched(paper_id: str, one: rank.Match, first: date, today: date) -> Matche
 
 def _titles_from_age(engine: Engine, today: date) -> float:
     """Return how old a paper is when its title is first asked for, learnt from those that came by DOI."""
+    return asking.age_of_titles(*ages(engine, today))
+
+
+def ages(engine: Engine, today: date) -> tuple[list[int], list[int]]:
+    """Return at which ages in days the papers of the last months came by DOI, and the ages of the others."""
     since = today - timedelta(days=RECENT)
     came = select(Matched.first, Matched.found, func.count()).where(Matched.first >= since, Matched.way != "title")
     waiting = select(Asked.first, func.count()).outerjoin(Matched, Matched.paper_id == Asked.paper_id)
     waiting = waiting.where(Asked.first >= since, or_(Matched.paper_id.is_(None), Matched.way == "title"))
     with Session(engine) as session:
-        ages = [
-            (found - first).days
-            for first, found, number in session.execute(came.group_by(Matched.first, Matched.found))
+        found = [
+            (come - first).days
+            for first, come, number in session.execute(came.group_by(Matched.first, Matched.found))
             for _ in range(number)
         ]
         still = [
@@ -301,4 +306,4 @@ def _titles_from_age(engine: Engine, today: date) -> float:
             for first, number in session.execute(waiting.group_by(Asked.first))
             for _ in range(number)
         ]
-    return asking.age_of_titles(ages, still)
+    return found, still

@@ -27,7 +27,7 @@ import luigi
 from luigi.parameter import ParameterVisibility
 from sqlalchemy import make_url
 
-from arxlive import store
+from arxlive import ahead, store
 from arxlive.harvest import read_day
 from arxlive.match import Client, Outcome, match
 from arxlive.openalex import OpenAlexError, Spent, by_dois, by_title
@@ -87,7 +87,12 @@ class ArxivTask(luigi.Task):
     pace = luigi.FloatParameter(
         default=3.0,
         significant=False,
-        description="seconds before each request; arXiv asks for 3",
+        description="seconds before each request; arXiv asks for 3; with a budget, its pace takes this one's place",
+    )
+    arxiv_budget = luigi.StrParameter(
+        default="",
+        significant=False,
+        description="the budget that every request to the repository is counted against; default: none, --pace alone",
     )
     data_dir = luigi.StrParameter(
         default="/data", significant=False, description="where the reports and the SQLite file go"
@@ -142,7 +147,10 @@ class HarvestDay(ArxivTask):
         """Store page after page; the last one together with the mark."""
         name = f"{self.day} {self.set_spec}".strip()
         since = store.progress_of(self.engine(), self.day, self.set_spec, self.base_url)
-        for page in read_day(self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since):
+        pages = read_day(
+            self.base_url, self.day, set_spec=self.set_spec, pace=self.pace, since=since, budget=self.arxiv_budget
+        )
+        for page in pages:
             store.save(self.engine(), self.day, self.set_spec, page, self.base_url)
             of = "" if page.size is None else f" of {page.size}"
             log.info("%s: page %d, %d records so far%s", name, page.number, page.so_far, of)
@@ -284,7 +292,7 @@ class MatchPapers(DatedTask):
     def run(self) -> None:
         """Match what is due, and write the report."""
         # Only who matches needs Standpipe's budgets.
-        from arxlive.budgeted import BudgetSpent, open_session
+        from arxlive.budgeted import BudgetSpent, BudgetUnavailable, expect, open_session
 
         outcome, ended = Outcome(), None
         base_url = self.openalex_url.rstrip("/")
@@ -294,6 +302,11 @@ class MatchPapers(DatedTask):
                 match(self.engine(), client, STARTED.date(), self.title_searches, outcome)
             except (BudgetSpent, Spent) as end:
                 ended = str(end)
+        if self.production:  # a rehearsal's store knows nothing of the nights to come
+            try:
+                expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
+            except BudgetUnavailable as error:
+                log.warning("what the nights to come will ask for could not be told: %s", error)
         report = {
             "date": self.date.isoformat(),
             "final": ended is None and not outcome.unanswered,

@@ -3,8 +3,9 @@
 Each pipeline that has a schedule spends on its slots' days, one without on any day. What it spends is foretold by its
 last eight weeks, the later ones counting for more: a level, by weekday, that goes on rising or falling as it did, ever
 more slowly (a damped trend; Gardner and McKenzie, Management Science 31, 1985), and never above the most that one day
-has come to. What a day brings varies, and so does the sum of what is still to come: the range holds nine of ten such
-ends. Amounts are billionths of a unit, as in the books.
+has come to. A pipeline that has told what it expects to spend on the days to come is believed instead, for a week: it
+knows its own calendar. What a day brings varies, and so does the sum of what is still to come: the range holds nine of
+ten such ends. Amounts are billionths of a unit, as in the books.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ HALF_LIFE = 21  # days after which a day counts for half
 DAMPING = 0.95  # what is left of a rise or a fall after each day
 TREND_FROM = 20  # days that are known, before which nothing rises or falls
 SURE = 4  # standard errors, squared: a rise or fall below that is taken for chance
+TOLD_FOR = 7  # days for which a pipeline's own word counts, where it tells nothing new
 NINE_OF_TEN = 1.645  # standard deviations to either side
 
 
@@ -157,16 +159,31 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
             coming.remove(today)
         if not known:
             continue
+        told = told_by(now, pipeline, today)
+        until = max(told, default=today - timedelta(days=1))
+        for day in ahead:
+            if day > today or today in coming:
+                expected[day] += told.get(day, 0)
         rhythm = Rhythm.of([(day, float(spent.get(day, 0))) for day in known], today)
         steps = doubt = 0.0
         for count, day in enumerate(coming, start=1):
-            expected[day] += rhythm.on(day, (day - today).days)
             # What each day brings; and, shared by all of them, that neither level nor slope is known for sure.
-            steps += rhythm.steps((day - today).days)
+            if day > until:
+                expected[day] += rhythm.on(day, (day - today).days)
+                steps += rhythm.steps((day - today).days)
             shared = count**2 * rhythm.level_doubt + steps**2 * rhythm.slope_doubt
             uncertain[day] += rhythm.spread + max(0.0, shared - doubt)
             doubt = max(doubt, shared)
     return along(now, ahead, expected, uncertain)
+
+
+def told_by(now: State, pipeline: str, today: date) -> dict[date, int]:
+    """Return what a pipeline itself expects to spend, by day; nothing where it did not say so lately."""
+    return {
+        date.fromisoformat(day): amount
+        for name, said, day, amount in now.told
+        if name == pipeline and 0 <= (today - date.fromisoformat(said)).days <= TOLD_FOR
+    }
 
 
 def along(now: State, ahead: list[date], expected: dict[date, float], uncertain: dict[date, float]) -> Forecast:

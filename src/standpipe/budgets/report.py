@@ -108,6 +108,7 @@ def detail(each: Outlook) -> str:
         f"at its end {shown(look.at_end)} (nine times of ten {shown(look.low)} to {shown(look.high)}); "
         f"runs dry: {when_dry(look)}",
         *held(now),
+        *(f"{name} told on {said} what it expects to spend" for name, said in sorted({row[:2] for row in now.told})),
         "",
         table([("PIPELINE", "CALLS", "SPENT"), *by_pipeline(now)]),
         "",

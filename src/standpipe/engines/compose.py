@@ -1,6 +1,6 @@
 """The host's own Docker, through Compose.
 
-Starting goes through the `docker compose` command, since the Compose file is its to read; all else
+Starting goes through Compose's command, since the Compose file is its to read; all else
 goes through the Engine API, which needs no process for each question.
 """
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from docker.errors import APIError
 
 SOCKET = "unix:///var/run/docker.sock"
+# Where Docker's and Debian's packages put the plug-in of Compose, and people theirs: as docker itself looks for it.
+PLUGINS = ("/usr/local/lib/docker", "/usr/local/libexec/docker", "/usr/lib/docker", "/usr/libexec/docker")
 START_WITHIN = 600  # seconds for Compose to make and start a container
 # Compose builds an image that is missing, whatever the pull policy says. A run takes what is in service, or nothing.
 NEVER_BUILD = "services: {luigi: {build: !reset null}}"
@@ -64,6 +66,19 @@ def container_name(pipeline: str) -> str:
     return f"standpipe-{pipeline}"
 
 
+def compose() -> list[str]:
+    """Return the command that is Compose: its plug-in, which `docker compose` would only look for, and pass all on to.
+
+    That takes docker as long as Compose takes to read a file. Where it is elsewhere, docker is asked.
+    """
+    own = Path(os.environ.get("HOME", "/root"), ".docker")
+    for directory in (own, *PLUGINS):
+        plugin = Path(directory, "cli-plugins/docker-compose")
+        if os.access(plugin, os.X_OK):
+            return [str(plugin)]
+    return ["docker", "compose"]
+
+
 class ComposeEngine:
     """Docker on this host."""
 
@@ -84,7 +99,7 @@ class ComposeEngine:
         """Start the service `luigi` of the pipeline's Compose file under the pipeline's one name."""
         if not paths.compose_file(pipeline).exists():
             raise bad_compose_file(pipeline, "it is not there")
-        command = ["docker", "compose", "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "-f", "-"]
+        command = [*compose(), "--progress", "quiet", "-f", str(paths.compose_file(pipeline)), "-f", "-"]
         command += ["run", "--detach", "--no-TTY", "--name", container_name(pipeline)]
         command += ["--volume", f"{output}:{OUTPUT}"] if output else []
         command += ["--label", f"{RUN_LABEL}={run}", "--label", f"{PIPELINE_LABEL}={pipeline}", "luigi", *arguments]
@@ -298,12 +313,11 @@ class ComposeEngine:
     def version(self) -> str:
         """Name the engine and Compose with their versions."""
         engine = self._ask("version")["Version"]
-        compose = subprocess.run(
-            ["docker", "compose", "version", "--format", "json"], capture_output=True, text=True, check=False
-        )
-        if compose.returncode != 0:
+        asked = [*compose(), "version", "--format", "json"]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
             raise EngineUnavailable("there is no Compose v2 beside Docker: run site.yml on this host")
-        return f"Docker {engine}, Compose {json.loads(compose.stdout)['version']}"
+        return f"Docker {engine}, Compose {json.loads(answer.stdout)['version']}"
 
     def _ask(self, question: str, *arguments: Any, **options: Any) -> Any:
         """Ask the Engine API; None where what was asked about is gone, or somebody else is at it already."""

@@ -163,7 +163,7 @@ def look_for_losses(ledger: Ledger, receipts: Receipts, collector: Collector, wa
 
 def an_older_one(ledger: Ledger, collector: Collector) -> Run | None:
     """Return a run by chance whose log is here, or None where it is not confirmed."""
-    here = [*paths.SPOOL.glob("*/*.ndjson")]
+    here = [*paths.SPOOL.glob(f"*/*{spool.PUT_BY}")]
     run = ledger.run(secrets.choice(here).stem) if here else None
     return run if run and run.receipt and is_to_be_held(run, collector) else None
 
@@ -172,7 +172,7 @@ def is_to_be_held(run: Run, collector: Collector) -> bool:
     """Say whether a confirmed log is here, to be sent again, and so young that the collector keeps it."""
     keeps = timedelta(days=collector.keeps_days) - A_DAY_OF_CLEANING if collector.keeps_days else None
     young = keeps is None or datetime.now(UTC) - instant(str(run.receipt)) < keeps
-    return young and paths.spool(run.pipeline, run.id).exists()
+    return young and spool.place(paths.spool(run.pipeline, run.id)).exists()
 
 
 def awaited(ledger: Ledger) -> bool:
@@ -218,6 +218,7 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
     for run in ledger.unconfirmed():
         receipt = None if away else found.get(run.id)
         try:
+            spool.take_back(paths.spool(run.pipeline, run.id))
             if receipt:
                 accept(ledger, engine, run, receipt, say)
                 continue
@@ -228,6 +229,7 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
                 sent_again = send_again_in_time(ledger, engine, run, collector, now, say) or sent_again
         except OSError as error:
             say(f"{run.pipeline}: the log of run {run.id}: {error.filename or 'the disk'}: {error.strerror}")
+    put_by_the_confirmed(ledger)
     if away and not awaited(ledger):
         say(str(away))
     if sent_again:
@@ -249,6 +251,15 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
         return
     ledger.confirm(run.id, str(receipt.get("received_at")))
     remove_container(engine, run)
+
+
+def put_by_the_confirmed(ledger: Ledger) -> None:
+    """Put by the spools that the collector has confirmed: just now, or before somebody died who would have done so."""
+    for path in paths.SPOOL.glob("*/*.ndjson"):
+        noted = ledger.run(path.stem)
+        if noted and noted.receipt:
+            with suppress(OSError):  # the next look does it
+                spool.put_by(path)
 
 
 def remove_container(engine: Engine, run: Run) -> None:

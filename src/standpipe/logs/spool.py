@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from standpipe.engines import Line
 from standpipe.errors import InternalError
 
 LONGEST_RECORD = 1_500_000  # bytes; 1 MiB of control characters would be six times as long as text
+PUT_BY = ".confirmed"  # in the place of a spool's suffix
 REMOVED = "lines may be missing here: the run's container was removed before all of its log was read"
 
 # What would move a terminal's cursor, turn its text around, or forge a line: shown as its number.
@@ -123,6 +125,31 @@ def flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def place(path: Path) -> Path:
+    """Return where a spool is: at its path, or put by."""
+    aside = path.with_suffix(PUT_BY)
+    return aside if aside.exists() else path
+
+
+def put_by(path: Path) -> None:
+    """Give a spool that the collector has another name, which no pattern of rsyslog's means.
+
+    rsyslog holds open what its pattern means, two descriptors a file, for good: at some 8,000 it takes in nothing any
+    more, the host's own logs included. A new name and the old one's removal are a removal for it, by which it also
+    forgets how far it had read; a file that is renamed leaves that behind (tried with 8.2504).
+    """
+    with suppress(FileExistsError):
+        path.with_suffix(PUT_BY).hardlink_to(path)
+    path.unlink()
+
+
+def take_back(path: Path) -> None:
+    """Give a spool that is to be sent again its own name again, if it was put by."""
+    aside = path.with_suffix(PUT_BY)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
 
 
 def close_as_it_is(path: Path, run: str) -> None:

@@ -25,10 +25,10 @@ from standpipe.errors import InternalError
 from standpipe.runsocket.journal import warn
 from standpipe_task import spending
 
-ORDERS = ("reserve", "settle", "refund")
+ORDERS = ("reserve", "settle", "refund", "expect")
+ANSWERED = {"reserve", "expect"}  # the others are told, and nobody waits
 IDENTITY = re.compile(r"[0-9a-f]{32}")
 KIND = re.compile(r"[\w.-]{1,64}", re.ASCII)
-LONGEST_ORDER = 4096  # bytes
 CONNECTIONS = 256  # at a time, of one run or one container
 SETTLES_WAIT = 0.02  # seconds
 OTHERS_COME = 0.0003  # seconds for which the first of many waits, so that one flush of the disk carries them all
@@ -189,7 +189,7 @@ class Teller:
     def _read(self, client: Client) -> Iterable[dict[str, Any]]:
         """Return the orders that have come in whole; one that is none ends the connection."""
         try:
-            data = client.connection.recv(LONGEST_ORDER)  # no more at a time: the others have their turn
+            data = client.connection.recv(spending.LONGEST_ORDER)  # no more at a time: the others have their turn
         except BlockingIOError:
             return []
         except OSError:
@@ -198,7 +198,7 @@ class Teller:
         *lines, rest = client.unread.split(b"\n")
         client.unread = rest
         orders = [order_of(bytes(line)) for line in lines]
-        if not data or len(rest) > LONGEST_ORDER or None in orders:
+        if not data or len(rest) > spending.LONGEST_ORDER or None in orders:
             self._drop(client)
         return [order for order in orders if order] if data else []
 
@@ -223,7 +223,7 @@ class Teller:
                 warn(f"budgets cannot be counted now: {error}")
             self._told = str(error)
             why = "the budgets' books cannot be kept now, as standpiped's journal says: no call goes out"
-            answers = [(client, {"refused": why} if "reserve" in order else None) for client, order in orders]
+            answers = [(client, {"refused": why} if order.keys() & ANSWERED else None) for client, order in orders]
         for client, answer in answers:
             if answer is not None:
                 client.answers += json.dumps(answer).encode() + b"\n"
@@ -287,7 +287,7 @@ def order_of(line: bytes) -> dict[str, Any] | None:
         order = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(order, dict) and len(line) <= LONGEST_ORDER and IDENTITY.fullmatch(str(order.get("id")))
+    known = isinstance(order, dict) and len(line) <= spending.LONGEST_ORDER and IDENTITY.fullmatch(str(order.get("id")))
     return order if known and KIND.fullmatch(str(order.get("kind", "call"))) else None
 
 
@@ -316,12 +316,15 @@ def carried_out(
             return {"wait": wait, "remaining_header": terms[name].remaining_header}
         if "settle" in order:
             books.settle(own, terms[name], spending.remaining(order.get("remaining")), seconds(order.get("hold")))
+        elif "expect" in order:
+            books.expect(terms[name], client.pipeline, spending.expected(terms[name], order.get("days")))
+            return {"noted": True}
         else:
             books.refund(own, terms[name])
     except spending.Spent as error:
         return {"spent": str(error), "resets_at": error.resets_at}
     except spending.Refused as error:
-        return {"refused": str(error)} if "reserve" in order else None
+        return {"refused": str(error)} if order.keys() & ANSWERED else None
     return None
 
 

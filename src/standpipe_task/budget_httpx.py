@@ -1,0 +1,107 @@
+"""A transport for `httpx` or `httpx2` that spends a budget: no call goes out that was not counted first.
+
+    client = httpx.Client(transport=BudgetTransport(httpx.HTTPTransport(), "arxiv"))
+
+What it spends from is what `budget` says. Neither library is imported here: a pipeline has the one that it uses.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
+
+from standpipe_task import purse, spending
+
+if TYPE_CHECKING:
+    from httpx2 import BaseTransport, Request, Response
+else:
+    BaseTransport = object  # the libraries ask a transport for its methods alone
+
+# By their names, which both libraries give them: there was no connection to send anything through, TLS included.
+NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
+
+Kind = Union[str, "Callable[[Request], str]"]
+
+
+class BudgetError(Exception):
+    """A call that was not made, for its budget's sake. It is no error of httpx's: what repeats those leaves it be."""
+
+    def __init__(self, budget: str, message: str) -> None:
+        """Say which budget."""
+        super().__init__(message)
+        self.budget = budget
+
+
+class BudgetSpent(BudgetError):
+    """Nothing is left of it: until `resets_at`, or, where that is None, for the rest of this run."""
+
+    def __init__(self, budget: str, message: str, resets_at: Optional[datetime] = None) -> None:
+        """Say when there will be more (UTC)."""
+        super().__init__(budget, message)
+        self.resets_at = resets_at
+
+
+class BudgetUnavailable(BudgetError):
+    """It cannot be counted now, or is not declared for this pipeline."""
+
+
+class BudgetTransport(BaseTransport):
+    """Sends each request through another transport when its price is reserved in a budget, once, and charges it.
+
+    `kind` names the kind of call, by which a budget may have prices: a text, or a function of the request. Redirects
+    come through here one by one, and are charged so. What repeats requests has its place outside of this: of what the
+    transport within sends again, nobody would know. It may try again to connect (`retries`), as that sends nothing.
+    What is sent is charged, whatever comes of it; only where no connection was made is a reservation taken back.
+
+    Raises BudgetSpent and BudgetUnavailable, before anything is sent.
+    """
+
+    def __init__(self, transport: BaseTransport, budget: str, kind: Kind = "call") -> None:
+        """Connect to nothing yet."""
+        self.transport = transport
+        self.budget = budget
+        self.kind = kind
+
+    def handle_request(self, request: Request) -> Response:
+        """Send one request, which is paid for."""
+        kind = self.kind if isinstance(self.kind, str) else self.kind(request)
+        send = partial(self.transport.handle_request, request)
+        try:
+            return purse.pay(self.budget, kind, send, was_never_connected)
+        except spending.Spent as error:
+            until = None if error.resets_at is None else datetime.fromtimestamp(error.resets_at, timezone.utc)
+            raise BudgetSpent(self.budget, str(error), until) from None
+        except spending.Refused as error:
+            raise BudgetUnavailable(self.budget, str(error)) from None
+
+    def close(self) -> None:
+        """Let go of all connections; a later request makes new ones."""
+        self.transport.close()
+        purse.let_go()
+
+    def __enter__(self) -> BudgetTransport:
+        """Open the transport within."""
+        self.transport.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Let go of all connections."""
+        self.transport.__exit__(*error)
+        purse.let_go()
+
+
+def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
+    """Tell how many calls, by kind, this pipeline expects to make on each of the days to come: see `purse.expect`.
+
+    Raises BudgetUnavailable where it cannot be told.
+    """
+    try:
+        purse.expect(budget, calls)
+    except spending.Refused as error:
+        raise BudgetUnavailable(budget, str(error)) from None
+
+
+def was_never_connected(error: BaseException) -> bool:
+    """Say whether a request cannot have been sent: there was no connection to send it through, or nobody to trust."""
+    return any(kind.__name__ in NEVER_SENT for kind in type(error).__mro__)

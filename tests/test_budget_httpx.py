@@ -1,0 +1,208 @@
+"""A budget under httpx or httpx2, whichever is here: what reaches a real server is what the books say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from datetime import date
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from standpipe_task import purse
+from standpipe_task.budget import BudgetAdapter
+from standpipe_task.budget_httpx import BudgetSpent, BudgetTransport, BudgetUnavailable, expect
+from test_budgets import CALL, Counting, drill, local, server, state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from budget_drill import Drill
+
+__all__ = ["drill", "local", "server"]  # fixtures
+
+LIBRARIES = [importlib.import_module(name) for name in ("httpx", "httpx2") if find_spec(name)]
+
+
+@pytest.fixture(params=LIBRARIES, ids=lambda library: library.__name__)
+def httpx(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def client(httpx: Any, budget: str = "ten", kind: Any = "call", **options: Any) -> Any:
+    transport = BudgetTransport(httpx.HTTPTransport(**options), budget, kind)
+    return httpx.Client(transport=transport, follow_redirects=True)
+
+
+def test_not_one_call_more_than_the_limit_goes_out(httpx: Any, server: Counting, local: Path) -> None:
+    with client(httpx) as api:
+        for _ in range(10):
+            assert api.get(f"{server.address}/ok").status_code == 200
+        with pytest.raises(BudgetSpent, match="0 of 10 calls left this month") as refused:
+            api.get(f"{server.address}/ok")
+    assert refused.value.budget == "ten"
+    assert refused.value.resets_at is not None
+    assert refused.value.resets_at.day == 1
+    assert server.calls == 10
+    assert state(local).left == 0
+
+
+@pytest.mark.parametrize(("path", "calls"), [("/ok", 2), ("/redirect", 4), ("/once", 2), ("/broken", 2), ("/slow", 2)])
+def test_the_books_agree_with_what_reaches_the_server(
+    httpx: Any, server: Counting, local: Path, path: str, calls: int
+) -> None:
+    errors = {"/broken": httpx.RemoteProtocolError, "/slow": httpx.ReadTimeout}
+    with client(httpx) as api:
+        for _ in range(2):  # as who repeats what failed
+            if path in errors:
+                with pytest.raises(errors[path]):
+                    api.get(f"{server.address}{path}", timeout=0.2)
+            else:
+                api.get(f"{server.address}{path}")
+    assert server.calls == calls
+    assert state(local).spent == calls * CALL
+    assert state(local).reserved == 0
+
+
+def test_where_no_connection_was_made_nothing_is_spent(httpx: Any, server: Counting, local: Path) -> None:
+    with socket.socket() as nobody, client(httpx, retries=1) as api:
+        nobody.bind(("127.0.0.1", 0))
+        for address in (f"http://127.0.0.1:{nobody.getsockname()[1]}", server.address.replace("http", "https")):
+            with pytest.raises(httpx.ConnectError):
+                api.get(address)
+    with client(httpx, proxy="http://127.0.0.1:9") as api, pytest.raises(httpx.ConnectError):
+        api.get(server.address)
+    assert server.calls == 0
+    assert state(local).spent == state(local).reserved == 0
+
+
+def test_calls_have_prices_by_their_kind(httpx: Any, server: Counting, local: Path) -> None:
+    with client(httpx, "priced", lambda request: "search" if "search" in request.url.params else "list") as api:
+        api.get(f"{server.address}/ok")
+        api.get(f"{server.address}/ok?search=x")
+        with pytest.raises(BudgetSpent, match=r"0.15 of 0.5 USD left this day, and this call costs 0.25"):
+            api.get(f"{server.address}/ok?search=x")
+    assert server.calls == 2
+
+
+def test_what_a_provider_says_in_its_headers_is_believed(httpx: Any, server: Counting, local: Path) -> None:
+    with client(httpx) as api:
+        api.get(f"{server.address}/remaining")
+        assert state(local).left == 3 * CALL
+        assert api.get(f"{server.address}/later").status_code == 429
+        with pytest.raises(BudgetSpent, match="asks for none before"):
+            api.get(f"{server.address}/ok")
+    assert server.calls == 2
+
+
+def test_a_stream_is_paid_for_when_its_answer_begins(httpx: Any, server: Counting, local: Path) -> None:
+    with client(httpx) as api, api.stream("POST", f"{server.address}/ok", content=iter([b"a", b"b"])) as answer:
+        assert state(local).spent == CALL
+        assert b"".join(answer.iter_bytes()) == b"{}"
+    assert state(local).spent == CALL
+
+
+def test_a_pace_holds_over_processes_with_either_library(httpx: Any, server: Counting, local: Path) -> None:
+    local.write_text(json.dumps([{"name": "ten", "limit": 12, "pace": "10/s"}]))
+    began = time.monotonic()
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if not child:
+            try:
+                with client(httpx) if number else requests.Session() as api:
+                    if not number:
+                        api.mount(server.address, BudgetAdapter("ten"))
+                    for _ in range(4):
+                        api.get(f"{server.address}/ok")
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    turns = [began + number / 10 for number in range(12)]
+    early = [turn - came for turn, came in zip(turns, sorted(server.at), strict=True) if came < turn]
+    assert not early
+
+
+def test_without_a_socket_and_without_a_setting_no_call_goes_out(
+    httpx: Any, server: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(purse.LOCAL, raising=False)
+    monkeypatch.setattr(purse, "_mine", purse.Mine())
+    with client(httpx) as api, pytest.raises(BudgetUnavailable, match="STANDPIPE_LOCAL_BUDGETS"):
+        api.get(f"{server.address}/ok")
+    assert server.calls == 0
+
+
+def test_it_spends_through_the_service_and_where_that_is_away_no_call_goes_out(
+    httpx: Any, drill: Drill, server: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purse, "PATIENCE", 0.3)
+    with client(httpx, "units") as api:
+        assert api.get(f"{server.address}/redirect").status_code == 200
+        with pytest.raises(httpx.ReadTimeout):
+            api.get(f"{server.address}/slow", timeout=0.2)
+        with pytest.raises(httpx.ConnectError):
+            api.get("http://127.0.0.1:9/")
+        drill.service.kill()
+        drill.service.wait()
+        with pytest.raises(BudgetUnavailable, match=r"standpiped on the host does not answer"):
+            api.get(f"{server.address}/ok")
+        assert server.calls == 3
+        drill.service = drill.started()
+        assert api.get(f"{server.address}/ok").status_code == 200
+    assert server.calls == 4
+    told = drill.result()
+    assert told["spent"] + told["crashed"] == 4  # it was killed before it had read that a call was answered
+    assert told["left"] == told["limit"] - 4
+
+
+@pytest.mark.parametrize("path", ["/slow", "/ok"])
+def test_a_call_that_is_stopped_under_way_counts_and_one_that_waits_for_its_turn_does_not(
+    httpx: Any, server: Counting, local: Path, path: str
+) -> None:
+    local.write_text(json.dumps([{"name": "ten", "limit": 10, "pace": "1/m"}]))
+    child = os.fork()
+    if not child:
+        try:
+            with client(httpx) as api:
+                for _ in range(2):
+                    api.get(f"{server.address}{path}")
+        finally:
+            os._exit(0)
+    under_way = (0, CALL) if path == "/slow" else (CALL, CALL)
+    while not server.calls or (state(local).spent, state(local).reserved) != under_way:
+        time.sleep(0.01)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.kill(child, signal.SIGINT)
+    os.waitpid(child, 0)
+    assert server.calls == 1
+    assert state(local).spent == CALL
+    assert state(local).reserved == 0
+
+
+def test_it_needs_no_library_but_the_one_that_is_used() -> None:
+    program = """import sys, standpipe_task.budget_httpx
+print(sorted({"httpx", "httpx2", "requests"} & set(sys.modules)))"""
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_what_is_expected_can_be_told_without_requests(local: Path) -> None:
+    day = date(2026, 11, 21)
+    expect("ten", {day: {"call": 4}})
+    with closing(sqlite3.connect(local.with_suffix(".sqlite3"))) as books:
+        assert books.execute("SELECT day, amount FROM expectation").fetchall() == [(f"{day}", 4 * CALL)]
+    with pytest.raises(BudgetUnavailable, match="budget another is not declared"):
+        expect("another", {day: {"call": 4}})
