@@ -36,7 +36,8 @@ OBJECTS = {"ledger": Ledger, "own": Ledger, "engine": ComposeEngine, "file": spo
 
 # What changes nothing: to be killed before it or after it is to be killed after what came before it.
 COMPUTES = {
-    "paths.spool", "spool.place", "paths.sbom", "paths.output", "paths.written_within", "spool.closed_with", "report.ended",
+    "paths.spool", "paths.sbom", "paths.output", "paths.written_within", "spool.place", "spool.closed_with",
+    "report.ended",
     "slots.slot_date", "slots.newest_due", "slots.between", "ledger.instant", "ledger.timestamp",
     "runner.instant", "runner.luigi_arguments", "runner.outcome_of", "runner.retry_at", "runner.exit_code_of",
     "runner.is_overdue", "runner.was_ended_by_the_host", "runner.boot_identity", "runner.not_started",
