@@ -8,12 +8,15 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from importlib.util import find_spec
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +28,7 @@ from standpipe_task.budget_httpx import BudgetSpent, BudgetTransport, BudgetUnav
 from test_budgets import CALL, Counting, drill, local, server, state
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from budget_drill import Drill
@@ -84,6 +88,89 @@ def test_where_no_connection_was_made_nothing_is_spent(httpx: Any, server: Count
         api.get(server.address)
     assert server.calls == 0
     assert state(local).spent == state(local).reserved == 0
+
+
+def test_what_the_transport_within_would_send_again_is_not_sent(httpx: Any, server: Counting, local: Path) -> None:
+    class Again(httpx.HTTPTransport):  # type: ignore[misc]  # as HTTP/2's does, after a GOAWAY
+        def handle_request(self, request: Any) -> Any:
+            super().handle_request(request).read()
+            return super().handle_request(request)
+
+    seen: list[str] = []
+    with httpx.Client(transport=BudgetTransport(Again(), "ten")) as api:
+        for calls in (1, 2):
+            with pytest.raises(BudgetUnavailable, match="is not sent again uncounted"):
+                api.get(f"{server.address}/ok", extensions={"trace": lambda event, _: seen.append(event)})
+            assert server.calls == calls
+            assert state(local).spent == calls * CALL
+    assert state(local).reserved == 0
+    assert seen.count("http11.send_request_headers.complete") == 2  # whose own trace it is has it
+
+
+def test_a_body_that_fails_as_a_connection_does_was_begun_to_be_sent(httpx: Any, server: Counting, local: Path) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"a"
+        httpx.get("http://127.0.0.1:9/")
+
+    with client(httpx) as api, pytest.raises(httpx.ConnectError):
+        api.post(f"{server.address}/ok", content=body())
+    assert state(local).spent == CALL
+
+
+class Proxy(ThreadingTCPServer):
+    """Opens tunnels to one server, whatever it is asked for."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        self.port, self.opened = port, 0
+        super().__init__(("127.0.0.1", 0), Tunnel)
+
+
+class Tunnel(BaseRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        assert self.request.recv(65536).startswith(b"CONNECT ")
+        self.server.opened += 1
+        self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", self.server.port)) as there:
+            back = Thread(target=self.carry, args=(there, self.request), daemon=True)
+            back.start()
+            self.carry(self.request, there)
+            back.join()
+
+    @staticmethod
+    def carry(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+def test_a_tunnel_through_a_proxy_is_no_sending_of_its_own(
+    httpx: Any, server: Counting, local: Path, tmp_path: Path
+) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = "-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    command = ["openssl", "req", *options.split(), "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(cert, key)
+    server.socket = inside.wrap_socket(server.socket, server_side=True)
+    address = server.address.replace("http:", "https:")
+    with Proxy(server.server_address[1]) as proxy:
+        Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        way = f"http://127.0.0.1:{proxy.server_address[1]}"
+        with client(httpx, proxy=way) as api, pytest.raises(httpx.ConnectError, match="certificate"):
+            api.get(f"{address}/ok")
+        assert (proxy.opened, state(local).spent, state(local).reserved) == (1, 0, 0)
+        trusted = ssl.create_default_context(cafile=str(cert))
+        with client(httpx, proxy=way, verify=trusted) as api:
+            for _ in range(2):
+                assert api.get(f"{address}/ok").status_code == 200
+        proxy.shutdown()
+    assert (proxy.opened, server.calls, state(local).spent) == (2, 2, 2 * CALL)
 
 
 def test_calls_have_prices_by_their_kind(httpx: Any, server: Counting, local: Path) -> None:

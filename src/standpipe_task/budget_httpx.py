@@ -8,7 +8,6 @@ What it spends from is what `budget` says. Neither library is imported here: a p
 from __future__ import annotations
 
 from datetime import date, datetime, timezone
-from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
 from standpipe_task import purse, spending
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 else:
     BaseTransport = object  # the libraries ask a transport for its methods alone
 
-# By their names, which both libraries give them: there was no connection to send anything through, TLS included.
+# By their names, which both libraries give them: there was no connection to send anything through, TLS included. What
+# a body raises while it is sent may have these names, too.
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
 Kind = Union[str, "Callable[[Request], str]"]
@@ -50,11 +50,15 @@ class BudgetTransport(BaseTransport):
     """Sends each request through another transport when its price is reserved in a budget, once, and charges it.
 
     `kind` names the kind of call, by which a budget may have prices: a text, or a function of the request. Redirects
-    come through here one by one, and are charged so. What repeats requests has its place outside of this: of what the
-    transport within sends again, nobody would know. It may try again to connect (`retries`), as that sends nothing.
-    What is sent is charged, whatever comes of it; only where no connection was made is a reservation taken back.
+    come through here one by one, and are charged so. What repeats requests has its place outside of this: what the
+    transport within is about to send again, as over HTTP/2, is not sent. It may try again to connect (`retries`), as
+    that sends nothing. What is sent is charged, whatever comes of it; only where no connection was made is a
+    reservation taken back.
 
-    Raises BudgetSpent and BudgetUnavailable, before anything is sent.
+    Give it the proxy: `httpx.HTTPTransport(proxy=...)`. What `proxy` or `mounts` of the client itself apply to goes
+    around this, and is not counted.
+
+    Raises BudgetSpent and BudgetUnavailable, before anything is sent that was not counted.
     """
 
     def __init__(self, transport: BaseTransport, budget: str, kind: Kind = "call") -> None:
@@ -66,9 +70,9 @@ class BudgetTransport(BaseTransport):
     def handle_request(self, request: Request) -> Response:
         """Send one request, which is paid for."""
         kind = self.kind if isinstance(self.kind, str) else self.kind(request)
-        send = partial(self.transport.handle_request, request)
+        sending = Sending(self.budget, self.transport, request)
         try:
-            return purse.pay(self.budget, kind, send, was_never_connected)
+            return purse.pay(self.budget, kind, sending.send, sending.was_not_begun)
         except spending.Spent as error:
             until = None if error.resets_at is None else datetime.fromtimestamp(error.resets_at, timezone.utc)
             raise BudgetSpent(self.budget, str(error), until) from None
@@ -91,6 +95,45 @@ class BudgetTransport(BaseTransport):
         purse.let_go()
 
 
+class Sending:
+    """One request on its way: by what the transport traces, whether anything of it was sent; and it is sent once."""
+
+    def __init__(self, budget: str, transport: BaseTransport, request: Request) -> None:
+        """Send nothing yet."""
+        self._budget = budget
+        self._transport = transport
+        self._request = request
+        self._traced = request.extensions.get("trace")
+        self._begun = False
+
+    def send(self) -> Response:
+        """Send it."""
+        own = self._request.extensions
+        self._request.extensions = {**own, "trace": self._trace}
+        try:
+            return self._transport.handle_request(self._request)
+        finally:
+            self._request.extensions = own
+
+    def was_not_begun(self, error: BaseException) -> bool:
+        """Say whether nothing can have been sent: there was no connection to send it through, or nobody to trust."""
+        return not self._begun and any(kind.__name__ in NEVER_SENT for kind in type(error).__mro__)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> Any:
+        """Note that the headers go out now. Raises BudgetUnavailable before they do so again."""
+        if event.endswith("send_request_headers.started") and not self._opens_tunnel(info):
+            if self._begun:
+                why = "its connection was lost, and what was sent is not sent again uncounted: whoever repeats it pays"
+                raise BudgetUnavailable(self._budget, f"a call of budget {self._budget} got no answer: {why}")
+            self._begun = True
+        return self._traced(event, info) if self._traced else None
+
+    def _opens_tunnel(self, info: Mapping[str, Any]) -> bool:
+        """Say whether it is the proxy that is asked for a way, by a request of the transport's own."""
+        method = getattr(info.get("request"), "method", b"")
+        return bool(method == b"CONNECT" and self._request.method != "CONNECT")
+
+
 def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
     """Tell how many calls, by kind, this pipeline expects to make on each of the days to come: see `purse.expect`.
 
@@ -100,8 +143,3 @@ def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
         purse.expect(budget, calls)
     except spending.Refused as error:
         raise BudgetUnavailable(budget, str(error)) from None
-
-
-def was_never_connected(error: BaseException) -> bool:
-    """Say whether a request cannot have been sent: there was no connection to send it through, or nobody to trust."""
-    return any(kind.__name__ in NEVER_SENT for kind in type(error).__mro__)
