@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -734,38 +735,95 @@ def test_no_order_whatever_it_says_keeps_others_from_spending(
 def told_of(short_path: Path) -> list[tuple[str, int]]:
     """Return what the service's books hold of what was told."""
     with closing(sqlite3.connect(short_path / "var/lib/standpipe/budgets.sqlite3")) as books:
-        return books.execute("SELECT day, amount FROM expectation ORDER BY day").fetchall()
+        return books.execute("SELECT key, value FROM foretold, json_each(days) ORDER BY key").fetchall()
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
 
 
 def test_what_a_pipeline_expects_is_noted_in_place_of_what_it_said_before(drill: Drill, short_path: Path) -> None:
-    days = [date(2026, 11, 20) + timedelta(days=count) for count in range(31)]
+    days = [today() + timedelta(days=count) for count in range(1, 32)]
     expect("units", {day: {"list": 4.0, "search": 40.123} for day in days})
     assert told_of(short_path) == [(f"{day}", 44_123_000_000) for day in days]
-    expect("units", {days[1]: {"call": 7}})
-    assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
+    expect("units", {days[1]: {"call": 7}, days[0] - timedelta(days=9): {"call": 7}, days[-1] + timedelta(9): {}})
+    assert told_of(short_path) == [(f"{days[1]}", 7 * CALL)]  # neither what is over nor what is far
     with pytest.raises(BudgetUnavailable, match="does not name budget 'another'"):
         expect("another", {days[0]: {"call": 7}})
     with pytest.raises(BudgetUnavailable, match="so many days"):
         expect("units", {day: {f"kind-{number}": 1.0 for number in range(9)} for day in days})
     with pytest.raises(BudgetUnavailable, match="calls by kind for each day"):
         expect("units", {days[0]: {"call": -1}})
-    assert told_of(short_path) == [("2026-11-21", 7 * CALL)]
+    with pytest.raises(BudgetUnavailable, match="31 days at most"):
+        expect("units", {day: {} for day in [today(), *days]})
+    assert told_of(short_path) == [(f"{days[1]}", 7 * CALL)]
     expect("units", {})
     assert told_of(short_path) == []
     assert drill.result()["left"] == 10  # nothing was reserved
 
 
+def test_of_what_is_told_at_once_the_last_word_is_put_down_and_each_is_answered(
+    drill: Drill, hostile: socket.socket, short_path: Path
+) -> None:
+    lines = [told(f"{today()}", number) for number in range(1, 6)]
+    hostile.sendall(b"".join([*lines[:4], told(f"{today()}", -1), lines[4], told("20261120", 1, kind="k" * 9)]))
+    with hostile.makefile() as answers:
+        said = [json.loads(answers.readline()) for _ in range(7)]
+    assert [list(answer) for answer in said] == [*[["noted"]] * 4, ["refused"], ["noted"], ["noted"]]
+    assert told_of(short_path) == []  # the last word was of a day that is over
+
+
+def told(day: str, calls: float, kind: str = "call") -> bytes:
+    """Return an order that tells what is expected of one day."""
+    return json.dumps({"expect": "units", "id": IDENT, "days": {day: {kind: calls}}}).encode() + b"\n"
+
+
 def test_what_is_expected_has_the_prices_of_its_kinds(local: Path) -> None:
-    expect("priced", {date(2026, 11, 20): {"list": 2, "search": 1.5}})
-    said = f"{datetime.now(UTC):%F}"
-    assert state(local, "priced").told == [("local", said, "2026-11-20", 575_000_000)]
+    expect("priced", {today(): {"list": 2, "search": Decimal("1.5")}})
+    assert state(local, "priced").told == [("local", f"{today()}", f"{today()}", 575_000_000)]
     with pytest.raises(BudgetUnavailable, match="no price for a call of kind 'work'"):
-        expect("priced", {date(2026, 11, 20): {"work": 1}})
+        expect("priced", {today(): {"work": 1}})
     with pytest.raises(BudgetUnavailable, match="is not declared"):
         expect("another", {})
 
 
-def test_who_floods_the_service_does_not_starve_the_others(drill: Drill, server: Counting) -> None:
+def test_however_often_a_pipeline_tells_it_costs_the_disk_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = spending.Terms("ten", 10 * CALL)
+    days = {today() + timedelta(days=count): count * CALL for count in range(31)}
+    with closing(spending.open_database(str(tmp_path / "books"))) as database:
+        execute, statements = database.execute, []
+
+        def counted(statement: str, *values: object) -> object:
+            statements.append(statement)
+            return execute(statement, *values)
+
+        monkeypatch.setattr(database, "execute", counted)
+        with spending.books(database) as opened:
+            for _ in range(1000):
+                opened.expect(terms, "local", days)
+        assert len([each for each in statements if "foretold" in each]) == 1
+        assert len(statements) < 15
+        told = spending.state(database, terms, "0").told
+    assert told == [("local", f"{today()}", f"{day}", amount) for day, amount in days.items()]
+
+
+def most_told() -> bytes:
+    """Return about as long an order as is taken, which tells what is expected of 31 days."""
+    kinds = {f"kind-{number}": 1 for number in range(9)}
+    days = {f"{today() + timedelta(days=count)}": kinds for count in range(31)}
+    line = json.dumps({"expect": "units", "id": IDENT, "days": days}, separators=(",", ":")).encode() + b"\n"
+    assert spending.LONGEST_ORDER * 3 / 4 < len(line) <= spending.LONGEST_ORDER
+    return line
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [(b'{"settle": "units", "id": "' + IDENT.encode() + b'"}\n') * 3000, most_told() * 60],
+    ids=["settle", "expect"],
+)
+def test_who_floods_the_service_does_not_starve_the_others(drill: Drill, server: Counting, orders: bytes) -> None:
     flooding = []
     for _ in range(40):
         purse = task.HostPurse(drill.door)
@@ -773,7 +831,7 @@ def test_who_floods_the_service_does_not_starve_the_others(drill: Drill, server:
         assert purse._connection
         purse._connection.setblocking(False)
         with suppress(BlockingIOError):
-            purse._connection.send(b'{"settle": "units", "id": "' + IDENT.encode() + b'"}\n' * 3000)
+            purse._connection.send(orders)
         flooding.append(purse)
     with session(server, "units") as api:
         assert api.get(f"{server.address}/ok").ok

@@ -70,9 +70,13 @@ def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
     """Tell how many calls, by kind, this pipeline expects to make on each of the days to come.
 
     The forecast goes by it until more is told, for a week at most, instead of by what was spent; nothing is reserved.
+    It takes 31 days at most; those that are over, or more than 31 days ahead in the budget's zone, are passed over.
     Raises spending.Refused where it cannot be told.
     """
-    days = {day.isoformat(): {kind: round(number, 3) for kind, number in kinds.items()} for day, kinds in calls.items()}
+    days = {
+        day.isoformat(): {kind: round(float(number), 3) for kind, number in kinds.items()}
+        for day, kinds in calls.items()
+    }
     purse = new_purse()
     try:
         purse.expect(budget, days)

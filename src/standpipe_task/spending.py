@@ -10,6 +10,7 @@ process may keep them itself, in an SQLite file that others share.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
 SETTLES_IN = 600  # seconds from a period's start for which a provider may still speak of the one before
 MOST_HOLD = 86400  # seconds for which a provider's word counts, whatever it says
 LONGEST_ORDER = 4096  # bytes, of what a run says through its socket
+MOST_DAYS = 31  # ahead for which a pipeline may tell what it expects
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
 TABLES = (
@@ -48,9 +50,9 @@ TABLES = (
         PRIMARY KEY (budget, run, day, pipeline, kind, starts))""",
     "CREATE INDEX IF NOT EXISTS spending_by_day ON spending (budget, day)",
     "CREATE INDEX IF NOT EXISTS spending_by_pipeline ON spending (budget, pipeline, run)",
-    """CREATE TABLE IF NOT EXISTS expectation (
-        budget TEXT NOT NULL, pipeline TEXT NOT NULL, said TEXT NOT NULL, day TEXT NOT NULL, amount BIGINT NOT NULL,
-        PRIMARY KEY (budget, pipeline, day))""",
+    """CREATE TABLE IF NOT EXISTS foretold (
+        budget TEXT NOT NULL, pipeline TEXT NOT NULL, said TEXT NOT NULL, days TEXT NOT NULL,
+        PRIMARY KEY (budget, pipeline))""",
     "CREATE TABLE IF NOT EXISTS identity (one BIGINT PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
 )
 # What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
@@ -312,6 +314,7 @@ class Books:
         """Begin with nothing loaded; `write` ends it."""
         self._database = database
         self._accounts: Dict[str, Account] = {}
+        self._foretold: Dict[Tuple[str, str], Tuple[str, str]] = {}
         self.now = database.now()
 
     def account(self, terms: Terms) -> Account:
@@ -494,14 +497,15 @@ class Books:
                 account.runs[row[0]] -= row[1]
 
     def expect(self, terms: Terms, pipeline: str, days: Mapping[date, int]) -> None:
-        """Note what a pipeline expects to spend on the days to come, in place of what it said before."""
+        """Note what a pipeline expects to spend on the days to come, in place of what it said before.
+
+        Days that are over or too far ahead are passed over. Whatever is said within a transaction, the last word alone
+        is put down.
+        """
         self.account(terms)
-        said = terms.day_at(self.now).isoformat()
-        self._database.execute("DELETE FROM expectation WHERE budget = ? AND pipeline = ?", terms.name, pipeline)
-        for day, amount in days.items():
-            self._database.execute(
-                "INSERT INTO expectation VALUES (?, ?, ?, ?, ?)", terms.name, pipeline, said, day.isoformat(), amount
-            )
+        today = terms.day_at(self.now)
+        kept = {f"{day}": days[day] for day in sorted(days) if 0 <= (day - today).days <= MOST_DAYS}
+        self._foretold[terms.name, pipeline] = today.isoformat(), json.dumps(kept)
 
     def declare(self, terms: Mapping[str, Terms]) -> None:
         """Say to those who share the books what is declared here, which else each call does for its own budget."""
@@ -559,6 +563,13 @@ class Books:
 
     def write(self) -> None:
         """Put down what has changed."""
+        for who, what in self._foretold.items():
+            self._database.execute(
+                "INSERT INTO foretold VALUES (?, ?, ?, ?) ON CONFLICT (budget, pipeline) DO UPDATE "
+                "SET said = excluded.said, days = excluded.days",
+                *who,
+                *what,
+            )
         for account in self._accounts.values():
             name = account.terms.name
             self._database.execute(
@@ -596,10 +607,12 @@ def books(database: Database) -> Iterator[Books]:
 def expected(terms: Terms, told: object) -> Dict[date, int]:
     """Read what is expected of each day, calls by kind, as `{"2026-11-20": {"search": 40.5}}`; return billionths.
 
-    Raises Refused for what is none, and for a kind without a price.
+    Raises Refused for what is none, for too many days, and for a kind without a price.
     """
     days = {}
     try:
+        if len(told) > MOST_DAYS:  # type: ignore[arg-type]  # what has no length is none
+            raise Refused(f"what is expected of budget {terms.name} is told for {MOST_DAYS} days at most")
         for day, kinds in told.items():  # type: ignore[attr-defined]  # what has no items is none
             amount = sum(_calls(number) * terms.price(kind) for kind, number in kinds.items())
             days[date.fromisoformat(day)] = int(min(amount, MOST * SCALE))
@@ -678,7 +691,7 @@ def state(database: Database, terms: Terms, since: Optional[str] = None) -> Stat
         []
         if since is None
         else database.execute(
-            "SELECT pipeline, said, day, amount FROM expectation WHERE budget = ? AND said >= ? ORDER BY pipeline, day",
+            "SELECT pipeline, said, days FROM foretold WHERE budget = ? AND said >= ? ORDER BY pipeline",
             *(terms.name, since),
         ).fetchall()
     )
@@ -687,5 +700,5 @@ def state(database: Database, terms: Terms, since: Optional[str] = None) -> Stat
         *(terms, starts, ends, int(spent), int(crashed), int(elsewhere), int(reserved[0])),
         float(held[0]) if held else 0.0,
         [(day, pipeline, int(calls), int(amount)) for day, pipeline, calls, amount in days],
-        [(pipeline, said, day, int(amount)) for pipeline, said, day, amount in told],
+        [(pipeline, said, day, amount) for pipeline, said, text in told for day, amount in json.loads(text).items()],
     )

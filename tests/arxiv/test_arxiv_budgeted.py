@@ -149,7 +149,7 @@ def test_a_run_tells_its_host_what_the_nights_to_come_will_ask_for(
 def told(path: Path) -> list[tuple[date, int]]:
     """Return what the books know of the days to come."""
     with closing(sqlite3.connect(path.with_suffix(".sqlite3"))) as books:
-        rows = books.execute("SELECT day, amount FROM expectation ORDER BY day").fetchall()
+        rows = books.execute("SELECT key, value FROM foretold, json_each(days) ORDER BY key").fetchall()
     return [(date.fromisoformat(day), amount) for day, amount in rows]
 
 
