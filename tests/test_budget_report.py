@@ -140,12 +140,35 @@ def test_a_pipelines_own_word_is_believed_for_a_week_and_beyond_it_what_was_spen
         opened.expect(books.terms, "arxlive", told)
         opened.expect(books.terms, "another", {date(2026, 10, 20): 5000 * spending.SCALE})
     nights = {day: 10.0 for day in told if day.day > 11}  # of the eleventh nothing is left to come
-    assert expected(times[0]) == by_history[0] | nights
-    assert expected(times[1]) == by_history[1] | {day: 10.0 for day in told if day.day >= 18}
-    assert expected(times[2]) == by_history[2]  # the word is too old
-    assert "arxlive told on 2026-10-11 what it expects to spend" in report.detail(
-        report.outlook(books.database, books.terms)
-    )
+    another = [{date(2026, 10, 20): each[date(2026, 10, 20)] + 5000} for each in by_history]  # it never spent, so far
+    assert expected(times[0]) == by_history[0] | nights | another[0]
+    words = [f"{name} told on 2026-10-11 what it expects to spend" for name in ("another", "arxlive")]
+    assert "\n".join(words) in report.detail(report.outlook(books.database, books.terms))
+    assert expected(times[1]) == by_history[1] | {day: 10.0 for day in told if day.day >= 18} | another[1]
+    assert expected(times[2]) == by_history[2]  # the words are too old
+    assert "told on" not in report.detail(report.outlook(books.database, books.terms))
+
+
+def test_a_word_that_begins_tomorrow_says_nothing_of_what_is_left_of_today(books: Books) -> None:
+    books.nights(date(2026, 9, 1), date(2026, 10, 18), lambda: 100)
+    books.at("2026-10-19T01:00")
+    with spending.books(books.database) as opened:
+        opened.expect(books.terms, "arxlive", {date(2026, 10, 20): 10 * spending.SCALE})
+    look = report.outlook(books.database, books.terms).forecast
+    spends = {day.day.day: round(day.spends / spending.SCALE) for day in look.days[:4]}
+    assert spends == {19: 100, 20: 10, 21: 100, 22: 100}
+
+
+def test_a_pipeline_that_tells_too_little_every_night_silences_no_warning(books: Books) -> None:
+    books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 600)
+    books.at("2026-10-16T12:00")
+    untold = report.outlook(books.database, books.terms).forecast
+    with spending.books(books.database) as opened:
+        opened.expect(books.terms, "arxlive", {date(2026, 10, 18): spending.SCALE, date(2026, 10, 31): 0})
+    look = report.outlook(books.database, books.terms).forecast
+    assert look.at_end == pytest.approx(6601 * spending.SCALE)
+    assert (look.runs_dry, look.may_run_dry) == (None, untold.may_run_dry)
+    assert untold.may_run_dry is not None
 
 
 def test_the_day_on_which_a_budget_runs_dry_is_foretold_days_before(books: Books) -> None:

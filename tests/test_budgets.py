@@ -779,7 +779,7 @@ def told(day: str, calls: float, kind: str = "call") -> bytes:
 
 
 def test_what_is_expected_has_the_prices_of_its_kinds(local: Path) -> None:
-    expect("priced", {today(): {"list": 2, "search": Decimal("1.5")}})
+    expect("priced", {today(): {"list": 2, "search": Decimal("1.5")}})  # type: ignore[dict-item]  # it is taken
     assert state(local, "priced").told == [("local", f"{today()}", f"{today()}", 575_000_000)]
     with pytest.raises(BudgetUnavailable, match="no price for a call of kind 'work'"):
         expect("priced", {today(): {"work": 1}})

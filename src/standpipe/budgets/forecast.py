@@ -3,16 +3,16 @@
 Each pipeline that has a schedule spends on its slots' days, one without on any day. What it spends is foretold by its
 last eight weeks, the later ones counting for more: a level, by weekday, that goes on rising or falling as it did, ever
 more slowly (a damped trend; Gardner and McKenzie, Management Science 31, 1985), and never above the most that one day
-has come to. A pipeline that has told what it expects to spend on the days to come is believed instead, for a week: it
-knows its own calendar. What a day brings varies, and so does the sum of what is still to come: the range holds nine of
-ten such ends. Amounts are billionths of a unit, as in the books.
+has come to. A pipeline that has told what it expects to spend on the days to come is believed instead, for a week, from
+the first day that it names to the last: it knows its own calendar. What a day brings varies, and so does the sum of
+what is still to come: the range holds nine of ten such ends. Amounts are billionths of a unit, as in the books.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from standpipe_task.spending import State
@@ -40,8 +40,8 @@ class Day:
 class Forecast:
     """`at_end` is what will be spent at the period's end, from `low` to `high` nine times of ten.
 
-    `runs_dry` is the day on which less than nothing would be left, `may_run_dry` the first on which it may be so;
-    None for not in this period.
+    `runs_dry` is the day on which less than nothing would be left, `may_run_dry` the first on which it may be so: by
+    what pipelines tell or, if not so, by what they spent. None for not in this period.
     """
 
     at_end: float
@@ -139,16 +139,26 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
     """Look ahead from the books' present state.
 
     `slots` has, for each pipeline with a schedule, the days of its slots: of those past as far as the state's days go
-    back, and of those to come in this period; `spent_today` says whose slots of today are over.
+    back, and of those to come in this period; `spent_today` says whose slots of today are over. What pipelines tell
+    keeps nobody from hearing that it may run dry by what they have spent: a word may be too low, night after night.
     """
+    look = foreseen(now, today, slots, spent_today)
+    if look.may_run_dry or not now.told:
+        return look
+    untold = foreseen(replace(now, told=[]), today, slots, spent_today)
+    return replace(look, may_run_dry=untold.may_run_dry)
+
+
+def foreseen(now: State, today: date, slots: Mapping[str, list[date]], spent_today: Mapping[str, bool]) -> Forecast:
+    """Look ahead by what was told, and beyond it by what was spent."""
     last = now.terms.day_at(now.ends - 1)
     ahead = [today + timedelta(days=count) for count in range((last - today).days + 1)]
     expected = dict.fromkeys(ahead, 0.0)
     uncertain = dict.fromkeys(ahead, 0.0)
-    for pipeline in {name for _, name, _, _ in now.days}:
+    for pipeline in {name for _, name, _, _ in now.days} | {name for name, _, _, _ in now.told}:
         spent = {date.fromisoformat(day): amount for day, name, _, amount in now.days if name == pipeline}
         scheduled = slots.get(pipeline)
-        first = max(min(spent), today - timedelta(days=DAYS_LOOKED_AT))
+        first = max(min(spent, default=today), today - timedelta(days=DAYS_LOOKED_AT))
         today_is_over = spent_today.get(pipeline, False)
         past = [first + timedelta(days=count) for count in range((today - first).days + today_is_over)]
         known = [day for day in past if scheduled is None or day in scheduled or day in spent]
@@ -157,18 +167,17 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
         coming = [day for day in ahead if scheduled is None or day in scheduled]
         if spent_today.get(pipeline, scheduled is None) and today in coming:
             coming.remove(today)
-        if not known:
-            continue
         told = told_by(now, pipeline, today)
-        until = max(told, default=today - timedelta(days=1))
         for day in ahead:
             if day > today or today in coming:
                 expected[day] += told.get(day, 0)
+        if not spent or not known:
+            continue
         rhythm = Rhythm.of([(day, float(spent.get(day, 0))) for day in known], today)
         steps = doubt = 0.0
         for count, day in enumerate(coming, start=1):
             # What each day brings; and, shared by all of them, that neither level nor slope is known for sure.
-            if day > until:
+            if not told or not min(told) <= day <= max(told):
                 expected[day] += rhythm.on(day, (day - today).days)
                 steps += rhythm.steps((day - today).days)
             shared = count**2 * rhythm.level_doubt + steps**2 * rhythm.slope_doubt
@@ -179,11 +188,12 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
 
 def told_by(now: State, pipeline: str, today: date) -> dict[date, int]:
     """Return what a pipeline itself expects to spend, by day; nothing where it did not say so lately."""
-    return {
-        date.fromisoformat(day): amount
-        for name, said, day, amount in now.told
-        if name == pipeline and 0 <= (today - date.fromisoformat(said)).days <= TOLD_FOR
-    }
+    return {date.fromisoformat(day): amount for name, _, day, amount in told_lately(now, today) if name == pipeline}
+
+
+def told_lately(now: State, today: date) -> list[tuple[str, str, str, int]]:
+    """Return what the state has of pipelines' own words, as far as they are believed still."""
+    return [row for row in now.told if 0 <= (today - date.fromisoformat(row[1])).days <= TOLD_FOR]
 
 
 def along(now: State, ahead: list[date], expected: dict[date, float], uncertain: dict[date, float]) -> Forecast:

@@ -43,12 +43,13 @@ def outlook(database: spending.Database, terms: spending.Terms) -> Outlook:
     state = spending.state(database, terms, min(since, terms.day_at(terms.period_at(now.timestamp())[0])).isoformat())
     days: dict[str, list[date]] = {}
     over: dict[str, bool] = {}
-    for name in {pipeline for _, pipeline, _, _ in state.days}:
+    for name in {row[1] for row in state.days} | {row[0] for row in state.told}:
         try:
             schedule = configuration.load(name).schedule
         except StandpipeError:
             # Another host's, or gone: it goes on as it did, or it does not.
-            if max(day for day, pipeline, _, _ in state.days if pipeline == name) < (today - A_WEEK).isoformat():
+            spent = [day for day, pipeline, _, _ in state.days if pipeline == name]
+            if spent and max(spent) < (today - A_WEEK).isoformat():
                 days[name] = []
             continue
         if schedule is None:
@@ -100,6 +101,7 @@ def overview(outlooks: list[Outlook]) -> str:
 def detail(each: Outlook) -> str:
     """Return all there is to say of one budget, with what was left day by day, and will be."""
     now, look = each.state, each.forecast
+    told = forecast.told_lately(now, look.days[0].day)
     lines = [
         f"{each.name}: {shown(now.terms.limit)} {now.terms.units} a {now.terms.period} ({now.terms.timezone}), "
         f"until {spending.moment(now.ends)}",
@@ -108,7 +110,7 @@ def detail(each: Outlook) -> str:
         f"at its end {shown(look.at_end)} (nine times of ten {shown(look.low)} to {shown(look.high)}); "
         f"runs dry: {when_dry(look)}",
         *held(now),
-        *(f"{name} told on {said} what it expects to spend" for name, said in sorted({row[:2] for row in now.told})),
+        *(f"{name} told on {said} what it expects to spend" for name, said in sorted({row[:2] for row in told})),
         "",
         table([("PIPELINE", "CALLS", "SPENT"), *by_pipeline(now)]),
         "",
