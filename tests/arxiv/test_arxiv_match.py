@@ -372,6 +372,26 @@ def test_what_the_nights_to_come_ask_for_is_known_where_they_are_like_those_befo
         assert sum(calls[kind] for calls in told.values()) == pytest.approx(came, rel=0.05)
 
 
+def test_what_was_never_asked_for_is_asked_for_the_next_night(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session
+) -> None:
+    server = serve_works([])
+    nights = [NIGHT + timedelta(days=count) for count in range(15)]
+    for number, day in enumerate(nights):
+        add(engine, record(number))
+        night(engine, server, session, day)
+    before = next(iter(ahead.questions(engine, nights[-1], 60).values()))
+    add(engine, *[record(number) for number in range(100, 550)])  # more than the budget had left, say
+    tomorrow, later = list(ahead.questions(engine, nights[-1], 60).items())[:2]
+    assert tomorrow[0] == nights[-1] + timedelta(days=1)
+    assert tomorrow[1]["list"] == before["list"] + 4  # the last list had room for the rest
+    assert tomorrow[1]["search"] == before["search"]  # no title on its first day
+    begun = server.counts()["list"]
+    assert night(engine, server, session, tomorrow[0]).left_by_doi == 0
+    assert server.counts()["list"] - begun == tomorrow[1]["list"]
+    assert later[1]["list"] >= 4  # at first it is asked for every night
+
+
 def test_what_is_told_ahead_goes_by_what_was_learnt() -> None:
     assert ahead.arrivals({NIGHT: 900, NIGHT - timedelta(weeks=1): 4}, NIGHT - timedelta(weeks=2), NIGHT)[4] == 4
     learnt = ahead.Learnt({NIGHT.weekday(): 0.0}, [(3, 0.5), (6, 0.25)], 5.0, (0.2, 0.1, 0.0))

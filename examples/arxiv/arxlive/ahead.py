@@ -74,7 +74,7 @@ def questions(engine: Engine, today: date, most_titles: int) -> dict[date, dict[
     if begun is None or today - begun < YOUNG:
         return {}
     learnt = learn(engine, begun, today)
-    return walk(list(_waiting(engine)), learnt, today, most_titles)
+    return walk(_waiting(engine, today), learnt, today, most_titles)
 
 
 def walk(waiting: list[Waiting], learnt: Learnt, today: date, most_titles: int) -> dict[date, dict[str, float]]:
@@ -103,6 +103,8 @@ def _ask_dois(waiting: list[Waiting], learnt: Learnt, day: date) -> int:
         room -= paper.part * paper.dois
         if room < 0:
             break
+        if paper.doi_asked is None:
+            paper.first = day
         before = -1 if paper.doi_asked is None else (paper.doi_asked - paper.first).days
         paper.part *= learnt.stays(before, (day - paper.first).days)
         paper.doi_asked, paper.doi_due = day, asking.next_doi(paper.paper_id, paper.first, day)
@@ -128,13 +130,15 @@ def _title_due(paper: Waiting, learnt: Learnt) -> date:
     return paper.title_due or paper.first + asking.first_title(paper.paper_id, learnt.titles_from_age)
 
 
-def _waiting(engine: Engine) -> list[Waiting]:
-    query = select(Asked, Paper.doi).join(Paper).outerjoin(Matched, Matched.paper_id == Asked.paper_id)
+def _waiting(engine: Engine, today: date) -> list[Waiting]:
+    """Return all papers without a match: one that was never asked for will be, before all others, the next night."""
+    query = select(Paper.paper_id, Paper.doi, Asked).select_from(Paper).outerjoin(Asked).outerjoin(Matched)
     query = query.where(and_(Paper.deleted.is_(False), Paper.title.is_not(None), Matched.paper_id.is_(None)))
+    new = Asked(first=today + timedelta(days=1), doi_asked=None, doi_due=date.min, title_times=0, title_due=None)
     with Session(engine) as session:
         return [
             Waiting(
-                asked.paper_id,
+                paper_id,
                 1 + len(rank.journal_dois(doi)[:3]),
                 asked.first,
                 asked.doi_asked,
@@ -142,7 +146,8 @@ def _waiting(engine: Engine) -> list[Waiting]:
                 asked.title_times,
                 asked.title_due,
             )
-            for asked, doi in session.execute(query)
+            for paper_id, doi, known in session.execute(query)
+            for asked in [known or new]
         ]
 
 
