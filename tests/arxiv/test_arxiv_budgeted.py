@@ -11,7 +11,10 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from standpipe_task import spending
+import pytest
+
+from arxlive import ahead, tasks
+from standpipe_task import purse, spending
 
 from .conftest import papers_of, work
 from .test_arxiv_luigi import DAY, command, environment, rows
@@ -144,6 +147,25 @@ def test_a_run_tells_its_host_what_the_nights_to_come_will_ask_for(
     nights = told(declared)
     assert [later - night for (night, _), (later, _) in pairwise(nights)] == [timedelta(days=7)] * 3
     assert all(amount >= spending.parts(PRICES["list"]) for _, amount in nights)
+
+
+def test_a_run_whose_foretelling_fails_has_matched_and_reported_all_the_same(
+    serve_works: ServeWorks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_given: object) -> None:
+        raise ValueError("no such weekday")
+
+    monkeypatch.setattr(ahead, "questions", fail)
+    monkeypatch.setenv(purse.LOCAL, str(budgets(tmp_path)))
+    monkeypatch.delenv("ARXLIVE_DATABASE_URL", raising=False)
+    monkeypatch.setattr(purse, "_mine", purse.Mine())
+    openalex = serve_works([])
+    data = tmp_path / "data"
+    data.mkdir()
+    given: dict[str, Any] = {"date": DAY, "production": True, "data_dir": str(data)}
+    tasks.MatchPapers(**given, openalex_url=openalex.base_url).run()  # type: ignore[no-untyped-call]  # Luigi's
+    assert matches(tmp_path)["final"] is True
+    assert "could not be told: ValueError('no such weekday')" in caplog.text
 
 
 def told(path: Path) -> list[tuple[date, int]]:

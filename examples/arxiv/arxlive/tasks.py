@@ -292,7 +292,7 @@ class MatchPapers(DatedTask):
     def run(self) -> None:
         """Match what is due, and write the report."""
         # Only who matches needs Standpipe's budgets.
-        from arxlive.budgeted import BudgetSpent, BudgetUnavailable, expect, open_session
+        from arxlive.budgeted import BudgetSpent, expect, open_session
 
         outcome, ended = Outcome(), None
         base_url = self.openalex_url.rstrip("/")
@@ -302,11 +302,6 @@ class MatchPapers(DatedTask):
                 match(self.engine(), client, STARTED.date(), self.title_searches, outcome)
             except (BudgetSpent, Spent) as end:
                 ended = str(end)
-        if self.production:  # a rehearsal's store knows nothing of the nights to come
-            try:
-                expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
-            except BudgetUnavailable as error:
-                log.warning("what the nights to come will ask for could not be told: %s", error)
         report = {
             "date": self.date.isoformat(),
             "final": ended is None and not outcome.unanswered,
@@ -330,6 +325,11 @@ class MatchPapers(DatedTask):
             report["matched_in_store"],
             report["papers_in_store"],
         )
+        if self.production:  # a rehearsal's store knows nothing of the nights to come
+            try:
+                expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
+            except Exception as error:
+                log.warning("what the nights to come will ask for could not be told: %r", error)
         if lost := outcome.unanswered:
             raise OpenAlexError(f"no answer from OpenAlex: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}")
 
