@@ -167,8 +167,8 @@ def test_a_pipeline_that_tells_too_little_every_night_silences_no_warning(books:
         opened.expect(books.terms, "arxlive", {date(2026, 10, 18): spending.SCALE, date(2026, 10, 31): 0})
     look = report.outlook(books.database, books.terms).forecast
     assert look.at_end == pytest.approx(6601 * spending.SCALE)
-    assert (look.runs_dry, look.may_run_dry) == (None, untold.may_run_dry)
-    assert untold.may_run_dry is not None
+    assert (look.runs_dry, look.may_run_dry) == (None, untold.runs_dry)
+    assert untold.runs_dry == date(2026, 10, 25)
 
 
 def test_the_day_on_which_a_budget_runs_dry_is_foretold_days_before(books: Books) -> None:

@@ -40,8 +40,8 @@ class Day:
 class Forecast:
     """`at_end` is what will be spent at the period's end, from `low` to `high` nine times of ten.
 
-    `runs_dry` is the day on which less than nothing would be left, `may_run_dry` the first on which it may be so: by
-    what pipelines tell or, if not so, by what they spent. None for not in this period.
+    `runs_dry` is the day on which less than nothing would be left, `may_run_dry` the first on which it may be so, or is
+    so by what pipelines spent, whatever they tell. None for not in this period.
     """
 
     at_end: float
@@ -140,13 +140,13 @@ def forecast(now: State, today: date, slots: Mapping[str, list[date]], spent_tod
 
     `slots` has, for each pipeline with a schedule, the days of its slots: of those past as far as the state's days go
     back, and of those to come in this period; `spent_today` says whose slots of today are over. What pipelines tell
-    keeps nobody from hearing that it may run dry by what they have spent: a word may be too low, night after night.
+    keeps nobody from hearing that it will run dry by what they have spent: a word may be too low, night after night.
     """
     look = foreseen(now, today, slots, spent_today)
     if look.may_run_dry or not now.told:
         return look
     untold = foreseen(replace(now, told=[]), today, slots, spent_today)
-    return replace(look, may_run_dry=untold.may_run_dry)
+    return replace(look, may_run_dry=untold.runs_dry)
 
 
 def foreseen(now: State, today: date, slots: Mapping[str, list[date]], spent_today: Mapping[str, bool]) -> Forecast:
