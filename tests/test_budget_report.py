@@ -159,7 +159,7 @@ def test_a_word_that_begins_tomorrow_says_nothing_of_what_is_left_of_today(books
     assert spends == {19: 100, 20: 10, 21: 100, 22: 100}
 
 
-def test_a_pipeline_that_tells_too_little_every_night_silences_no_warning(books: Books) -> None:
+def test_a_pipeline_that_tells_too_little_is_warned_of_by_what_it_spent(books: Books) -> None:
     books.nights(date(2026, 10, 1), date(2026, 10, 15), lambda: 600)
     books.at("2026-10-16T12:00")
     untold = report.outlook(books.database, books.terms).forecast
