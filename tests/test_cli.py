@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -117,6 +117,18 @@ def test_a_spool_that_was_changed_after_it_was_closed_is_shown_and_told(
     shown = capsys.readouterr()
     assert shown.out.splitlines()[0] in ("one", "own", "all is well")
     assert "is not what it was closed with" in shown.err
+
+
+def test_a_log_that_is_confirmed_while_it_is_shown_is_what_it_was(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = spool.read
+
+    def meanwhile(path: Path, growing: Callable[[], bool]) -> Iterator[dict[str, object]]:
+        yield from read(path, growing)
+        spool.put_by(ran)
+
+    monkeypatch.setattr(spool, "read", meanwhile)
+    assert main(["logs", "arxlive"]) == 0
+    assert not ran.exists()
 
 
 def test_records_for_programs_cannot_drive_a_terminal_either(
@@ -391,11 +403,20 @@ def test_the_command_ends_with_its_code_whatever_becomes_of_its_output() -> None
         )  # fmt: skip
     assert answer.returncode == 73
     assert answer.stderr == "standpipe: the disk cannot be written: No space left on device\n"
+    assert subprocess.run(
+        ["bash", "-c", f"""echo '{{"pipelines": []}}' | {sys.executable} -m standpipe validate >&- 2>&-"""], check=False
+    ).returncode == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(("known", "code"), [("", 0), ("hidden-hidden-hidden", 78)])
+def test_whoever_has_read_enough_changes_no_exit_code(tmp_path: Path, known: str, code: int) -> None:
+    (tmp_path / "file").write_text("hidden-hidden-hidden")
     read, write = os.pipe()
     os.close(read)
     answer = subprocess.run(
-        [sys.executable, "-m", "standpipe", "validate"],
-        input='{"pipelines": []}', stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+        [sys.executable, "-m", "standpipe", "scan", "--files", str(tmp_path), "--known", "-"],
+        input=known, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     os.close(write)
-    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (answer.returncode, answer.stderr) == (code, "")

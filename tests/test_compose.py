@@ -105,3 +105,7 @@ def test_compose_is_its_plug_in_where_docker_looks_for_it_and_else_what_docker_c
         assert compose.compose() != [str(plugin)], "it cannot be called"
         plugin.chmod(0o755)
         assert compose.compose() == [str(plugin)]
+    plugin.write_bytes(b"\x7fELF of another machine")
+    monkeypatch.setattr(ComposeEngine, "_ask", lambda *_question: {"Version": "26.1"})
+    with pytest.raises(EngineUnavailable, match="docker-compose cannot be called"):
+        FoundEngine(None).version()

@@ -390,3 +390,15 @@ def test_a_refused_attempt_hides_no_failure_and_is_not_hidden_by_one(ledger: Led
     later = ledger.skipped_since("arxlive", ledger.last("arxlive"))
     assert later is not None
     assert later.id == "C"
+
+
+def test_a_ledger_that_was_let_go_and_cannot_be_opened_again_says_so(ledger: Ledger) -> None:
+    ledger.let_go()
+    lock = ledger.path.with_suffix(".lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(NotWritable, match="cannot be used"):
+        ledger.watched(datetime.now(UTC))
+    lock.rmdir()
+    ledger.watched(datetime.now(UTC))
+    assert ledger.seen()

@@ -18,7 +18,7 @@ import pytest
 from standpipe import configuration, paths, report, runner
 from standpipe.engines import Container, Line
 from standpipe.ledger import Ledger, timestamp
-from standpipe.logs import receipts, spool
+from standpipe.logs import follow, receipts, spool
 
 RUN = "01M84AKR264QPEVVWCM9BVPTMA"
 
@@ -168,6 +168,21 @@ def test_a_log_whose_receipt_somebody_noted_who_died_then_is_put_by_all_the_same
     waiting.collector.confirm("arxlive", RUN)
     waiting.ledger.confirm(RUN, "2026-11-23T03:00:05Z")
     waiting.path.with_suffix(spool.PUT_BY).hardlink_to(waiting.path)  # half of it was done
+    waiting.look()
+    assert not waiting.path.exists()
+    assert spool.is_whole(spool.place(waiting.path))
+
+
+def test_what_a_restored_ledger_has_forgotten_of_a_confirmed_log_is_not_made_up(waiting: Host) -> None:
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    follow.close_as_it_is(waiting.docker, "arxlive", RUN)  # type: ignore[arg-type]
+    assert [record["stream"] for record in spool.read(waiting.path)] == ["stdout", "stdout", "stdout", "end"]
+    assert spool.place(waiting.path) == waiting.path
+
+
+def test_a_log_that_was_given_up_leaves_rsyslog_s_sight(waiting: Host) -> None:
+    assert waiting.ledger.accept_loss(RUN, "given up")
     waiting.look()
     assert not waiting.path.exists()
     assert spool.is_whole(spool.place(waiting.path))

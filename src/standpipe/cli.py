@@ -47,7 +47,7 @@ def command() -> NoReturn:
     """
     code = main()
     AT_THE_END.close()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # either may be closed
         with suppress(OSError):  # main has told of it
             stream.flush()
     os._exit(code)
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale without some letter is no reason to fail
+    code = 0
     try:
         try:
             code = int(arguments.call(arguments))
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
             recovered(paths.LEDGER).close()
             code = int(arguments.call(arguments))
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except StandpipeError as error:
         for line in str(error).splitlines():
             print(f"standpipe: {line}", file=sys.stderr)
@@ -76,7 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         return STOPPED  # a run takes it for a request to end; any other command simply ends
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has read enough
-        return 0
     except OSError as error:
         if not isinstance(error, PermissionError) and error.errno not in DISK_FULL:
             return internal()
@@ -687,6 +688,7 @@ def call_logs(arguments: argparse.Namespace) -> int:
             else:
                 print(stamp + spool.printable(spool.text(record)), end=end)
     noted = ledger.run(run) or noted
+    path = spool.place(paths.spool(arguments.name, run))  # it may have been confirmed meanwhile
     if (noted.closed_with or spool.is_closed(path)) and not spool.is_whole(path, noted.closed_with):
         held = f"; the collector has confirmed it ({noted.receipt}), and holds what it was" if noted.receipt else ""
         raise InternalError(f"{path} is not what it was closed with: it was changed after that{held}")

@@ -241,7 +241,7 @@ class Ledger:
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until its runs are taken over
         if self.path.exists():
-            self._connection.close()
+            self.let_go()
             self._open()
 
     def _is_in_place(self) -> bool:
@@ -314,13 +314,15 @@ class Ledger:
             yield self._connection
             self._connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back()
             raise unwritable(self.path, error) from error
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        if self._file is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def register(self, pipeline: Pipeline, now: datetime) -> None:
         """Note a pipeline from its first sight on; other slots than before exist from `now` on.

@@ -74,7 +74,7 @@ def compose() -> list[str]:
     own = Path(os.environ.get("HOME", "/root"), ".docker")
     for directory in (own, *PLUGINS):
         plugin = Path(directory, "cli-plugins/docker-compose")
-        if os.access(plugin, os.X_OK):
+        if plugin.is_file() and os.access(plugin, os.X_OK):
             return [str(plugin)]
     return ["docker", "compose"]
 
@@ -126,8 +126,8 @@ class ComposeEngine:
                 timeout=START_WITHIN,
                 check=False,
             )
-        except FileNotFoundError:
-            raise CannotStart("engine", "there is no docker command here: run site.yml on this host", 69) from None
+        except OSError as error:
+            raise CannotStart("engine", str(not_called(command, error)), EngineUnavailable.exit_code) from None
         except subprocess.TimeoutExpired:
             raise EngineUnavailable(f"Docker has not started {pipeline} within {START_WITHIN} s") from None
         importing.join()
@@ -314,7 +314,10 @@ class ComposeEngine:
         """Name the engine and Compose with their versions."""
         engine = self._ask("version")["Version"]
         asked = [*compose(), "version", "--format", "json"]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise not_called(asked, error) from None
         if answer.returncode != 0:
             raise EngineUnavailable("there is no Compose v2 beside Docker: run site.yml on this host")
         return f"Docker {engine}, Compose {json.loads(answer.stdout)['version']}"
@@ -347,6 +350,11 @@ def refusal(error: APIError) -> EngineUnavailable:
 def unavailable(error: Exception) -> EngineUnavailable:
     """Say that Docker does not answer, and what to look at."""
     return EngineUnavailable(f"Docker does not answer ({type(error).__name__}): systemctl status docker")
+
+
+def not_called(command: list[str], error: OSError) -> EngineUnavailable:
+    """Say that the command which is Compose cannot be called."""
+    return EngineUnavailable(f"{command[0]} cannot be called ({error.strerror}): run site.yml on this host")
 
 
 def bad_compose_file(pipeline: str, why: str) -> CannotStart:

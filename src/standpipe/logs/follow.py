@@ -53,6 +53,7 @@ def spool_log(
     Raises OSError where the spool cannot be written, when the container has ended.
     """
     path = paths.spool(name, run_id)
+    spool.take_back(path)  # of a ledger that is older than its receipt
     if spool.is_whole(path):
         return  # by a runner that died before it could note that
     end = End(engine, name, run_id, container)
@@ -82,6 +83,7 @@ def spool_log(
 def close_as_it_is(engine: Engine, name: str, run_id: str) -> None:
     """Close the spool of a run whose container is gone: with all that was kept of it, or with what is there."""
     path = paths.spool(name, run_id)
+    spool.take_back(path)
     if not spool.is_closed(path):
         with suppress(ContainerGone):
             spool_log(engine, name, run_id, None)

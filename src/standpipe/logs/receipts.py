@@ -229,7 +229,7 @@ def look(ledger: Ledger, engine: Engine, receipts: Receipts, collector: Collecto
                 sent_again = send_again_in_time(ledger, engine, run, collector, now, say) or sent_again
         except OSError as error:
             say(f"{run.pipeline}: the log of run {run.id}: {error.filename or 'the disk'}: {error.strerror}")
-    put_by_the_confirmed(ledger)
+    put_by_the_done(ledger)
     if away and not awaited(ledger):
         say(str(away))
     if sent_again:
@@ -253,11 +253,15 @@ def accept(ledger: Ledger, engine: Engine, run: Run, receipt: dict[str, Any], sa
     remove_container(engine, run)
 
 
-def put_by_the_confirmed(ledger: Ledger) -> None:
-    """Put by the spools that the collector has confirmed: just now, or before somebody died who would have done so."""
+def put_by_the_done(ledger: Ledger) -> None:
+    """Put by the spools of settled runs for which no receipt is waited for: most by then are confirmed.
+
+    Some just now, some before somebody died who would have done so; others were given up, or are from before there was
+    a collector.
+    """
     for path in paths.SPOOL.glob("*/*.ndjson"):
         noted = ledger.run(path.stem)
-        if noted and noted.receipt:
+        if noted and noted.outcome and noted.unconfirmed_since is None:
             with suppress(OSError):  # the next look does it
                 spool.put_by(path)
 
