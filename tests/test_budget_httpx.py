@@ -20,12 +20,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 
 from standpipe_task import purse
-from standpipe_task.budget import BudgetAdapter
 from standpipe_task.budget_httpx import BudgetSpent, BudgetTransport, BudgetUnavailable, expect
-from test_budgets import CALL, Counting, drill, local, server, state
+from test_budgets import CALL, Counting, drill, local, require_turns, server, session, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,26 +198,7 @@ def test_a_stream_is_paid_for_when_its_answer_begins(httpx: Any, server: Countin
 
 
 def test_a_pace_holds_over_processes_with_either_library(httpx: Any, server: Counting, local: Path) -> None:
-    local.write_text(json.dumps([{"name": "ten", "limit": 12, "pace": "10/s"}]))
-    began = time.monotonic()
-    children = []
-    for number in range(3):
-        child = os.fork()
-        if not child:
-            try:
-                with client(httpx) if number else requests.Session() as api:
-                    if not number:
-                        api.mount(server.address, BudgetAdapter("ten"))
-                    for _ in range(4):
-                        api.get(f"{server.address}/ok")
-            finally:
-                os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    turns = [began + number / 10 for number in range(12)]
-    early = [turn - came for turn, came in zip(turns, sorted(server.at), strict=True) if came < turn]
-    assert not early
+    require_turns(server, local, [lambda: session(server), lambda: client(httpx), lambda: client(httpx)])
 
 
 def test_without_a_socket_and_without_a_setting_no_call_goes_out(

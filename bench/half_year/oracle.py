@@ -37,11 +37,11 @@ HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "arxiv"
 sys.path[:0] = [str(HERE), str(EXAMPLE), str(EXAMPLE / "openalex_server")]
 
-import foretell  # noqa: E402
-import model  # noqa: E402
-from works import words  # noqa: E402
+import foretell  # noqa: E402 - found by the path above
+import model  # noqa: E402 - found by the path above
+from works import words  # noqa: E402 - found by the path above
 
-from arxlive import asking, match, openalex, rank  # noqa: E402
+from arxlive import asking, match, openalex, rank  # noqa: E402 - found by the path above
 
 RUNS_AT = time(3, 0)
 ANCESTORS_CALLS, MOST_TITLES = 500, 60  # a night

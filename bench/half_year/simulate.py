@@ -31,14 +31,14 @@ HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "arxiv"
 sys.path[:0] = [str(HERE), str(EXAMPLE)]
 
-import model  # noqa: E402
-import picture  # noqa: E402
-import requests  # noqa: E402
+import model  # noqa: E402 - found by the path above
+import picture  # noqa: E402 - found by the path above
+import requests  # noqa: E402 - found by the path above
 
-from arxlive import ahead, openalex, rank, store  # noqa: E402
-from arxlive.harvest import Page  # noqa: E402
-from arxlive.match import Client, Outcome, match  # noqa: E402
-from arxlive.records import Record  # noqa: E402
+from arxlive import ahead, openalex, rank, store  # noqa: E402 - found by the path above
+from arxlive.harvest import Page  # noqa: E402 - found by the path above
+from arxlive.match import Client, Outcome, match  # noqa: E402 - found by the path above
+from arxlive.records import Record  # noqa: E402 - found by the path above
 
 RUNS_AT = time(3, 0)  # UTC, Sunday to Thursday: the ancestor's schedule
 RUN_DAYS = {6, 0, 1, 2, 3}

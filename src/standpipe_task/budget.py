@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from functools import partial
 from typing import Any, Callable, Mapping, Optional, Union
 
@@ -124,8 +124,7 @@ class BudgetAdapter(HTTPAdapter):
         try:
             return purse.pay(self.budget, kind, send, was_never_connected)
         except spending.Spent as error:
-            until = None if error.resets_at is None else datetime.fromtimestamp(error.resets_at, timezone.utc)
-            raise BudgetSpent(self.budget, str(error), request, until) from None
+            raise BudgetSpent(self.budget, str(error), request, error.until) from None
         except spending.Refused as error:
             raise BudgetUnavailable(self.budget, str(error), request) from None
 
@@ -135,10 +134,7 @@ def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
 
     Raises BudgetUnavailable where it cannot be told.
     """
-    try:
-        purse.expect(budget, calls)
-    except spending.Refused as error:
-        raise BudgetUnavailable(budget, str(error)) from None
+    purse.expect(budget, calls, BudgetUnavailable)
 
 
 def was_never_connected(error: BaseException) -> bool:

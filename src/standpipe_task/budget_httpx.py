@@ -7,7 +7,7 @@ What it spends from is what `budget` says. Neither library is imported here: a p
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Union
 
 from standpipe_task import purse, spending
@@ -74,8 +74,7 @@ class BudgetTransport(BaseTransport):
         try:
             return purse.pay(self.budget, kind, sending.send, sending.was_not_begun)
         except spending.Spent as error:
-            until = None if error.resets_at is None else datetime.fromtimestamp(error.resets_at, timezone.utc)
-            raise BudgetSpent(self.budget, str(error), until) from None
+            raise BudgetSpent(self.budget, str(error), error.until) from None
         except spending.Refused as error:
             raise BudgetUnavailable(self.budget, str(error)) from None
 
@@ -139,7 +138,4 @@ def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
 
     Raises BudgetUnavailable where it cannot be told.
     """
-    try:
-        purse.expect(budget, calls)
-    except spending.Refused as error:
-        raise BudgetUnavailable(budget, str(error)) from None
+    purse.expect(budget, calls, BudgetUnavailable)

@@ -66,22 +66,27 @@ def _turn(budget: str, kind: str) -> Tuple[Union[HostPurse, LocalPurse], str]:
         purse.settle(budget, ident, {})  # this process was stopped meanwhile, perhaps over a period's end
 
 
-def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
+def expect(
+    budget: str, calls: Mapping[date, Mapping[str, float]], unavailable: Callable[[str, str], Exception]
+) -> None:
     """Tell how many calls, by kind, this pipeline expects to make on each of the days to come.
 
     The forecast goes by it until more is told, for a week at most, instead of by what was spent; nothing is reserved.
     It takes 31 days at most; those that are over, or more than 31 days ahead in the budget's zone, are passed over.
-    Raises spending.Refused where it cannot be told.
+    Raises what `unavailable` makes of the budget's name and of why, where it cannot be told.
     """
     days = {
         day.isoformat(): {kind: round(float(number), 3) for kind, number in kinds.items()}
         for day, kinds in calls.items()
     }
-    purse = new_purse()
     try:
-        purse.expect(budget, days)
-    finally:
-        purse.close()
+        purse = new_purse()
+        try:
+            purse.expect(budget, days)
+        finally:
+            purse.close()
+    except spending.Refused as error:
+        raise unavailable(budget, str(error)) from None
 
 
 def let_go() -> None:

@@ -75,6 +75,11 @@ class Spent(Refused):
         super().__init__(message)
         self.resets_at = resets_at
 
+    @property
+    def until(self) -> Optional[datetime]:
+        """The same in UTC."""
+        return None if self.resets_at is None else datetime.fromtimestamp(self.resets_at, timezone.utc)
+
 
 class Unavailable(Refused):
     """The books cannot be kept now; so no call goes out that they would not know of."""

@@ -18,11 +18,11 @@ from .conftest import REAL_RECORDS, needs_real_records
 HALF_YEAR = Path(__file__).parents[2] / "bench" / "half_year"
 sys.path.insert(0, str(HALF_YEAR))
 
-import foretell  # noqa: E402
-import model  # noqa: E402
-import oracle  # noqa: E402
-import picture  # noqa: E402
-import simulate  # noqa: E402
+import foretell  # noqa: E402 - found by the path above
+import model  # noqa: E402 - found by the path above
+import oracle  # noqa: E402 - found by the path above
+import picture  # noqa: E402 - found by the path above
+import simulate  # noqa: E402 - found by the path above
 
 NO_RECORDS = Path("/nonexistent")  # the example's catalogue, on every machine the same
 
