@@ -43,7 +43,7 @@ class Drill:
         self.granted.touch()
         for path, text in (
             ("pipelines/drill.yml", PIPELINE),
-            ("budgets.yml", f"[{{name: units, limit: '{units}'}}]\n"),
+            ("budgets.yml", f"[{{name: units, limit: '{units}', remaining_header: X-RateLimit-Remaining}}]\n"),
         ):
             (root / "etc/standpipe" / path).parent.mkdir(parents=True, exist_ok=True)
             (root / "etc/standpipe" / path).write_text(text)

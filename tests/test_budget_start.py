@@ -17,7 +17,7 @@ from standpipe import budgets, configuration, paths, runner, runsocket
 from standpipe.engines import CannotStart
 from standpipe.errors import BudgetShort
 from standpipe.ledger import Ledger
-from standpipe.pipeline import Pipeline
+from standpipe.pipeline import BudgetUse, Pipeline
 from standpipe.runsocket import service
 
 DECLARED = """\
@@ -66,7 +66,7 @@ def test_of_two_runs_that_start_at_once_and_do_not_both_fit_one_starts(
 ) -> None:
     look = budgets.shortage
 
-    def look_long(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> str | None:
+    def look_long(pipeline: Pipeline, under_way: Iterable[tuple[str, str, list[BudgetUse]]] = ()) -> str | None:
         short = look(pipeline, under_way)
         time.sleep(0.3)
         return short
@@ -110,6 +110,22 @@ def test_what_a_run_under_way_has_not_spent_yet_is_not_for_the_next(standpiped: 
     assert started("alpha", run)
     assert started("alpha", run)  # who asks twice is not in his own way
     with pytest.raises(BudgetShort, match="400 calls left this month for it, besides the 600 of runs under way"):
+        runsocket.open_for(configuration.load("beta"), str(ULID()))
+    standpiped.close(run)
+    assert started("beta")
+
+
+@pytest.mark.parametrize("change", ["removed", "damaged"])
+def test_what_becomes_of_the_declaration_of_a_run_under_way_is_not_for_others_to_bear(
+    standpiped: service.Service, change: str
+) -> None:
+    run = str(ULID())
+    assert started("alpha", run)
+    if change == "removed":
+        (paths.PIPELINES / "alpha.yml").unlink()
+    else:
+        (paths.PIPELINES / "alpha.yml").write_text("name: [")
+    with pytest.raises(BudgetShort, match="besides the 600 of runs under way"):
         runsocket.open_for(configuration.load("beta"), str(ULID()))
     standpiped.close(run)
     assert started("beta")

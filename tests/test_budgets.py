@@ -79,6 +79,10 @@ class Answer(BaseHTTPRequestHandler):
             self.reply(429, **{"Retry-After": "3600"})
         elif path == "/remaining":
             self.reply(200, **{"X-RateLimit-Remaining": "3"})
+        elif path == "/wordy":
+            self.reply(200, **{"X-RateLimit-Remaining": "9" * 20_000})
+        elif path == "/contradicts-itself":
+            self.reply(200, **{"Content-length": "3"})
         else:
             self.reply(200)
 
@@ -174,6 +178,25 @@ def test_where_no_connection_was_made_nothing_is_spent(server: Counting, local: 
             with pytest.raises(requests.ConnectionError):
                 api.get(address)
     assert state(local).spent == state(local).reserved == 0
+
+
+def test_an_answer_that_contradicts_itself_counts(server: Counting, local: Path) -> None:
+    with session(server) as api, pytest.raises(requests.exceptions.InvalidHeader):
+        api.get(f"{server.address}/contradicts-itself")
+    assert state(local).spent == server.calls * CALL == CALL
+
+
+def test_a_stream_that_fails_by_a_connection_of_its_own_counts(server: Counting, local: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+
+        def body() -> Iterator[bytes]:
+            yield b"a piece that is sent"
+            yield requests.get(f"http://127.0.0.1:{nobody.getsockname()[1]}", timeout=5).content
+
+        with session(server) as api, pytest.raises(requests.ConnectionError):
+            api.post(f"{server.address}/ok", data=body())
+    assert state(local).spent == CALL
 
 
 def test_calls_have_prices_by_their_kind(server: Counting, local: Path) -> None:
@@ -480,6 +503,13 @@ def test_where_the_service_is_away_no_call_goes_out(
     assert told["spent"] + told["crashed"] == 2  # it was killed before it had read that the call was answered
 
 
+def test_a_long_word_of_the_provider_s_ends_no_connection(drill: Drill, server: Counting) -> None:
+    with session(server, "units") as api:
+        for _ in range(3):
+            assert api.get(f"{server.address}/wordy").ok
+    assert drill.result()["spent"] == 3
+
+
 def test_a_budget_that_the_pipeline_does_not_name_is_refused(
     drill: Drill, server: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +540,20 @@ def test_the_books_of_the_service_are_damaged_and_it_fails_closed(
         command = [sys.executable, "-m", "standpipe", "budget", "--new-books"]
         subprocess.run(command, env=environment, check=True, capture_output=True)
         assert api.get(f"{server.address}/ok").ok
+
+
+def test_local_books_stay_where_they_are_wherever_the_process_goes(
+    server: Counting, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(task.LOCAL, local.name)
+    with session(server) as api:
+        api.get(f"{server.address}/ok")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        api.get(f"{server.address}/ok")
+    assert state(local).spent == 2 * CALL
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_fork_spends_the_same_budget(server: Counting, local: Path) -> None:

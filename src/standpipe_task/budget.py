@@ -24,7 +24,6 @@ from standpipe_task import purse, spending
 
 NEVER_SENT = (
     requests.exceptions.ConnectTimeout,
-    requests.exceptions.InvalidHeader,
     requests.exceptions.InvalidSchema,
     requests.exceptions.InvalidURL,
 )
@@ -97,7 +96,7 @@ class BudgetAdapter(HTTPAdapter):
         """Send a request, as often as it takes; each time it is paid for."""
         kind = self.kind if isinstance(self.kind, str) else self.kind(request)
         wait = self.backoff
-        repeatable = request.method in REPEATABLE and isinstance(request.body, (bytes, str, type(None)))
+        repeatable = request.method in REPEATABLE and is_whole(request)
         for left in range(self.retries if repeatable else 0, -1, -1):
             try:
                 response = self._send_once(request, kind, *args, **options)
@@ -122,7 +121,7 @@ class BudgetAdapter(HTTPAdapter):
     def _send_once(self, request: requests.PreparedRequest, kind: str, *args: Any, **options: Any) -> requests.Response:
         send = partial(super().send, request, *args, **options)
         try:
-            return purse.pay(self.budget, kind, send, was_never_connected)
+            return purse.pay(self.budget, kind, send, was_never_connected if is_whole(request) else never)
         except spending.Spent as error:
             raise BudgetSpent(self.budget, str(error), request, error.until) from None
         except spending.Refused as error:
@@ -135,6 +134,16 @@ def expect(budget: str, calls: Mapping[date, Mapping[str, float]]) -> None:
     Raises BudgetUnavailable where it cannot be told.
     """
     purse.expect(budget, calls, BudgetUnavailable)
+
+
+def is_whole(request: requests.PreparedRequest) -> bool:
+    """Say whether a request's body is at hand: what a stream raises is any error, of a connection of its own, too."""
+    return isinstance(request.body, (bytes, str, type(None)))
+
+
+def never(_error: BaseException) -> bool:
+    """Take nothing back."""
+    return False
 
 
 def was_never_connected(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from standpipe_task import spending
 DOOR = Path("/run/standpipe/run")
 LOCAL = "STANDPIPE_LOCAL_BUDGETS"
 FRESH = 60.0  # seconds after which a reservation is not taken for one of now
+LONGEST_NUMBER = 100  # characters of what a provider says is left
 PATIENCE = 10.0  # seconds for which the host's service may be away, as while it is restarted
 
 Response = TypeVar("Response", bound=Any)  # it has headers and a status_code
@@ -139,7 +140,7 @@ class HostPurse:
         """Charge it. Where that cannot be told, the reservation stands, which counts the same."""
         order: Dict[str, Any] = {"settle": budget, "id": ident}
         remaining = headers.get(self._headers.get(budget, ""), "") if status < 400 else ""
-        if remaining:
+        if len(remaining) <= LONGEST_NUMBER and spending.remaining(remaining) is not None:
             order["remaining"] = remaining
         hold = hold_asked(headers, status)
         if hold is not None:
@@ -246,7 +247,7 @@ class LocalPurse:
             raise spending.Unavailable(f"{LOCAL}: {declared} is no list of budgets ({error})") from None
         self._terms = {each.name: each for each in terms}
         self._run = f"{datetime.now(timezone.utc):%Y-%m-%d} {os.getpid()}"
-        self._books = str(declared.with_suffix(".sqlite3"))
+        self._books = str(declared.absolute().with_suffix(".sqlite3"))
 
     def reserve(self, budget: str, kind: str, ident: str) -> float:
         """Reserve; return the seconds to wait before sending."""

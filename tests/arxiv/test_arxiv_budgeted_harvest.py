@@ -265,14 +265,28 @@ def test_whatever_the_library_sends_by_itself_is_spent_too(
     assert booked(declared) == (len(seen), 0) == (3, 0)
 
 
-@pytest.mark.parametrize(("spared", "seen_by_proxy"), [("", True), ("127.0.0.1", False)])
+@pytest.mark.parametrize(
+    ("variable", "scheme", "spared", "seen_by_proxy"),
+    [
+        ("http_proxy", "http://", "", True),
+        ("http_proxy", "http://", "127.0.0.1", False),
+        ("http_proxy", "", "", True),
+        ("ALL_PROXY", "http://", "", True),
+    ],
+)
 def test_a_proxy_of_the_environment_is_asked_where_it_is_to_be(
-    odd: tuple[str, list[str]], declared: Path, monkeypatch: pytest.MonkeyPatch, spared: str, seen_by_proxy: bool
+    odd: tuple[str, list[str]],
+    declared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    scheme: str,
+    spared: str,
+    seen_by_proxy: bool,
 ) -> None:
     address, seen = odd
-    for name in ("HTTP_PROXY", "NO_PROXY"):
+    for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.setenv(variable, address.replace("http://", scheme))
     monkeypatch.setenv("no_proxy", spared)
     with pytest.raises(HarvestError, match="HTTP 503"):
         read(f"{address}/busy", retries=0)

@@ -69,7 +69,9 @@ def open_session(budget: str) -> requests.Session:
 def _proxy_to(address: str) -> str | None:
     """Return the environment's proxy to an address: httpx2 looks for none where it is given a transport."""
     scheme, host = urlsplit(address)[:2]
-    return None if proxy_bypass(host) else getproxies().get(scheme)
+    proxies = getproxies()
+    proxy = None if proxy_bypass(host) else proxies.get(scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # as curl and requests take it
 
 
 def _key() -> str:

@@ -110,10 +110,11 @@ def cautious(pipeline: Pipeline) -> list[BudgetUse]:
     return [use for use in pipeline.budgets if use.if_short == "skip"]
 
 
-def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> str | None:
+def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str, list[BudgetUse]]] = ()) -> str | None:
     """Say which budget has less left now than a run of a pipeline is expected to spend; None where each has enough.
 
-    What the runs `under_way` (pipeline and id) are still expected to spend is not for this one. Raises
+    What the runs `under_way` (pipeline, id, and the budgets by which it began) are still expected to spend is not for
+    this one. Raises
     BudgetsUnavailable where that cannot be known, ConfigurationError where one is not declared.
     """
     with books() as database:
@@ -122,7 +123,12 @@ def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> s
             if budget is None:
                 raise ConfigurationError(f"budget {use.name} is not declared on this host: run site.yml on it")
             needed = expected(database, pipeline.name, use)
-            others = sum(still_expected(database, name, run, use.name) for name, run in under_way)
+            others = sum(
+                still_expected(database, name, run, theirs)
+                for name, run, uses in under_way
+                for theirs in uses
+                if theirs.name == use.name
+            )
             state = spending.state(database, budget)
             if state.held_until - database.now() > spending.LONGEST_HOLD:
                 return f"the provider of {use.name} asks for no calls before {spending.moment(state.held_until)}"
@@ -136,13 +142,10 @@ def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str]] = ()) -> s
     return None
 
 
-def still_expected(database: spending.Database, pipeline: str, run: str, budget: str) -> int:
+def still_expected(database: spending.Database, pipeline: str, run: str, use: BudgetUse) -> int:
     """Return what a run under way is expected to spend of a budget, beyond what it has spent and reserved."""
-    use = next((use for use in configuration.load(pipeline).budgets if use.name == budget), None)
-    if use is None:
-        return 0
     used = sum(
-        int(database.execute(question, budget, run).fetchone()[0])
+        int(database.execute(question, use.name, run).fetchone()[0])
         for question in (
             "SELECT coalesce(sum(amount), 0) FROM spending WHERE budget = ? AND run = ? AND calls > 0",
             "SELECT coalesce(sum(amount), 0) FROM reservation WHERE budget = ? AND run = ?",

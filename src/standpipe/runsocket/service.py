@@ -328,7 +328,9 @@ class Service:
             self.open(run, name)
             return None
         with self._one_looks:  # and the next one sees that this one's door is open
-            under_way = [(door.pipeline, other) for other, door in list(self.runs.items()) if other != run]
+            under_way = [
+                (door.pipeline, other, door.budgets) for other, door in list(self.runs.items()) if other != run
+            ]
             try:
                 short = budgets.shortage(pipeline, under_way)
             except BudgetsUnavailable as error:
@@ -386,7 +388,8 @@ class Service:
         if container is not None and container.running:
             door.container = container.id
             return False
-        return container is not None or door.container is not None
+        began = container is not None and container.started_at is not None  # Docker makes one before it starts it
+        return began or door.container is not None
 
     def watch(self) -> None:
         """Look again and again; what goes wrong is told once, and tried again."""
