@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from typing import Any
 
 import botocore.session
 import pytest
+from botocore.utils import get_environ_proxies
 from moto.server import ThreadedMotoServer
 from ulid import ULID
 
@@ -301,6 +303,19 @@ def test_a_door_is_closed_though_nobody_says_that_the_run_is_over(
     assert not door.exists()
 
 
+def test_a_door_stays_open_while_the_container_is_made_and_not_yet_started(
+    ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str]
+) -> None:
+    run, _door = under_way(ledger, engine, groups)
+    begun = engine.made[run]
+    engine.made[run] = replace(begun, running=False, started_at=None)
+    standpiped.look()
+    assert (paths.RUN_SOCKETS / run / "token").exists()
+    engine.made[run] = begun
+    standpiped.look()
+    assert (paths.RUN_SOCKETS / run / "token").exists()
+
+
 def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_removes_the_rest(
     ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str]
 ) -> None:
@@ -456,6 +471,20 @@ def test_the_variables_of_whoever_calls_decide_nothing(aws: str, monkeypatch: py
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert credentials.assume(ROLE, "test").arn.endswith("assumed-role/arxlive/test")
+
+
+def test_aws_is_asked_through_the_host_s_proxy_and_the_metadata_service_never(
+    aws: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.setenv(name, "")  # as it was before, it is again
+    be_somebody("http://sts.nowhere.invalid")
+    with pytest.raises(CredentialsUnavailable):
+        credentials.assume(ROLE, "test")
+    paths.SETTINGS.write_text(f"http_proxy: {aws}\nno_proxy: git.example.org\n")
+    assert credentials.assume(ROLE, "test").arn.endswith("assumed-role/arxlive/test")
+    assert get_environ_proxies("http://169.254.169.254/latest/meta-data/") == {}
+    assert get_environ_proxies("https://git.example.org/") == {}
 
 
 def test_issued_credentials_do_not_show_their_secret(aws: str) -> None:

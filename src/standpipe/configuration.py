@@ -38,6 +38,8 @@ class Settings(BaseModel):
     history_days: int = Field(1830, ge=1)  # for how long a run stays on record
     log_days: int = Field(30, ge=1)  # for how long a log stays here that the collector has confirmed
     check_credentials: bool = True  # whether AWS is asked who pipelines are
+    http_proxy: str = ""  # through which it is asked; empty for none
+    no_proxy: str = ""  # what is reached without it, as a comma-separated list
     collector: Collector | None = None
 
 

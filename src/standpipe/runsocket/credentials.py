@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from standpipe import paths
+from standpipe import configuration, paths
 from standpipe.errors import CredentialsRefused, CredentialsUnavailable
 from standpipe.pipeline import Pipeline
 from standpipe.runsocket.journal import warn
@@ -32,6 +32,7 @@ SERVED_FOR = timedelta(seconds=300)  # how long an answer is handed out again: t
 ANYWHERE = "us-east-1"  # where STS is asked when nothing names a region
 AGAIN_AFTER = timedelta(seconds=30)  # how long an STS that does not answer is left alone, while keys are good
 CONNECT_WITHIN, ANSWER_WITHIN = 3, 5  # seconds
+METADATA = "169.254.169.254,fd00:ec2::254"  # where an instance asks for its role: no proxy knows it
 TRUSTED = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -165,11 +166,15 @@ def identity_of_the_instance() -> Identity:
 
 
 def session(identity: Path | None = None) -> Session:
-    """Return a session by the host's identity, or by another one's file."""
+    """Return a session by the host's identity, or by another one's file; it asks through the host's proxy."""
     import botocore.session
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
+    settings = configuration.settings()
+    if settings.http_proxy:  # a credential_process reads the environment, too
+        os.environ |= {"http_proxy": settings.http_proxy, "https_proxy": settings.http_proxy}
+        os.environ["no_proxy"] = ",".join(filter(None, (settings.no_proxy, METADATA)))
     made = botocore.session.Session()
     made.set_config_variable("config_file", str(identity or paths.AWS_IDENTITY))
     made.set_config_variable("credentials_file", os.devnull)
