@@ -182,3 +182,4 @@ def have_certificates(days: int, authority_days: int) -> None:
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         command += ["-keyout", os.devnull, "-subj", "/CN=x", "-days", str(good), "-out", str(path)]
         subprocess.run(command, check=True, capture_output=True)
+    paths.KEY.touch()

@@ -414,6 +414,59 @@ def test_a_text_is_found_across_hosts_and_runs(
     assert cli.main(["logs", "../..", "--host", "batch-1"]) == 2
 
 
+@pytest.mark.parametrize("meanwhile", ["compressed", "removed"])
+def test_a_log_that_is_compressed_or_removed_while_others_are_searched_ends_nothing(
+    tmp_path: Path,
+    collector: Collector,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: str,
+) -> None:
+    path = confirmed(tmp_path, collector, [b"needle"])
+    aged(path, 8)
+    other = paths.COLLECTED / "batch-2/other" / f"{RUN[:-1]}B.log"
+    other.parent.mkdir(parents=True)
+    other.write_text("2026-11-23T03:00:00Z stderr needle\n")
+    opened = collected.opened
+
+    def in_between(named: Path) -> Any:
+        if named == other and meanwhile == "compressed":
+            collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail)
+        elif named == other:
+            path.unlink()
+        return opened(named)
+
+    monkeypatch.setattr(collected, "opened", in_between)
+    assert cli.main(["logs", "--search", "needle"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == (2 if meanwhile == "compressed" else 1)
+
+
+def test_a_log_that_is_compressed_while_it_is_shown_is_the_same_log(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aged(confirmed(tmp_path, collector, [b"needle"]), 8)
+    standing = collected.standing
+
+    def compressed_first(path: Path, *others: Any) -> Any:
+        collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail)
+        return standing(path, *others)
+
+    monkeypatch.setattr(collected, "standing", compressed_first)
+    assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0
+    assert tuple(capsys.readouterr()) == ("needle\n", "")
+
+
+def test_a_system_log_that_is_being_compressed_is_searched_once(
+    tmp_path: Path, collector: Collector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    confirmed(tmp_path, collector, [b"nothing"])
+    system = paths.COLLECTED / "batch-1/system-2026-11-20.log"
+    system.write_text("2026-11-20T03:00:00Z kernel needle\n" * 2)
+    system.with_name(f"{system.name}.gz.unfinished").write_bytes(gzip.compress(system.read_bytes())[:20])
+    assert cli.main(["logs", "--search", "needle"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_a_run_is_followed_to_its_end(tmp_path: Path, collector: Collector) -> None:
     records = spooled(tmp_path, [b"one", b"two"])
     collector.take_in(records[0])

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from standpipe import configuration, paths, report, runner
+from conftest import ProcessEngine
+from standpipe import certificates as certificate_module
+from standpipe import cli, configuration, doctor, paths, report, runner
 from standpipe.engines import Container, Line
 from standpipe.ledger import Ledger, timestamp
 from standpipe.logs import follow, receipts, spool
@@ -350,6 +352,38 @@ def test_a_collector_that_is_away_is_told_and_nothing_is_sent_again(waiting: Hos
     assert run.send_again_at is None
 
 
+@pytest.mark.parametrize("lost", ["host.pem", "host.key", "ca.pem"])
+def test_a_certificate_that_is_lost_is_told_and_so_is_what_is_overdue(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cli, "in_another_process", lambda *command: asked.append(command))
+    waiting.configure(overdue_after=60)
+    (paths.TLS / lost).unlink()
+    cli.pass_on(waiting.ledger)
+    assert asked == [("reconcile", "--receipts")]
+    waiting.look()
+    assert f"{paths.TLS / lost} is missing" in waiting.said[-1]
+    assert [run.notice for run in waiting.ledger.notices()] == ["unconfirmed"]
+    assert any(lost in one.seen and one.remedy == certificate_module.RENEWS for one in certificate_module.here())
+    found = next(doctor.look_at_receipts())
+    assert (found.remedy, found.exit_code) == ("run site.yml on this host, which makes it anew", 69)
+
+
+def test_a_receipt_that_is_damaged_is_none_and_keeps_no_other_waiting(
+    waiting: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "FRESH", timedelta(0))
+    waiting.collector.confirm("arxlive", RUN)
+    waiting.look()
+    waiting.collector.receipts[f"/receipts/arxlive/{RUN}.json"] = b""
+    run = another_run(waiting)
+    waiting.collector.confirm("arxlive", run)
+    waiting.look()
+    assert [left.id for left in waiting.ledger.unconfirmed()] == [RUN]
+    assert any("no longer holds 1 logs" in said for said in waiting.said)
+
+
 def test_a_collector_of_another_name_is_refused(host: Path, certificates: Path) -> None:
     waiting = Host(certificates, collector_name="stranger")
     waiting.collector.confirm("arxlive", RUN)
@@ -553,3 +587,18 @@ def test_without_a_collector_nothing_waits_for_one(host: Path, certificates: Pat
     assert configuration.settings().collector is None
     waiting.look()
     assert waiting.collector.asked == 0
+
+
+def test_where_the_collector_is_declared_no_more_nothing_waits_for_it_and_the_logs_stay(
+    host: Path, certificates: Path, engine: ProcessEngine
+) -> None:
+    waiting = Host(certificates)
+    paths.output("arxlive", RUN).write_bytes(b"kept")
+    runner.reconcile(waiting.ledger, engine, wait=False, say=pytest.fail)
+    assert waiting.ledger.unconfirmed()
+    paths.SETTINGS.write_text("{}")
+    runner.reconcile(waiting.ledger, engine, wait=False, say=pytest.fail)
+    assert waiting.ledger.unconfirmed() == []
+    assert "no collector any more" in str(getattr(waiting.ledger.run(RUN), "detail", ""))
+    assert waiting.path.exists()
+    assert not paths.output("arxlive", RUN).exists()

@@ -25,9 +25,11 @@ class Certificate:
 
 
 def here() -> Iterator[Certificate]:
-    """Look at this host's certificate and at its authority's; at nothing where the logs stay here."""
-    if not paths.CERTIFICATE.exists():
+    """Look at this host's certificate, its key, and its authority's certificate; at nothing where the logs stay here."""
+    if not paths.TLS.exists():
         return
+    if not paths.KEY.exists():
+        yield Certificate("certificate", f"its key {paths.KEY} is missing", RENEWS)
     kinds = (("certificate", paths.CERTIFICATE, RENEWS), ("certificate authority", paths.AUTHORITY, RENEWS_ALL))
     for kind, path, renews in kinds:
         command = ["openssl", "x509", "-noout", "-enddate", "-checkend", str(RENEW_WITHIN), "-in", str(path)]

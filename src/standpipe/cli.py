@@ -423,7 +423,7 @@ def warn_of_the_clock(ledger: Ledger, say: Callable[[str], None]) -> None:
 
 def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> None:
     """Tell people and programs what became of runs; that this fails is noted in the journal and changes nothing."""
-    from standpipe import metrics, notify, paths
+    from standpipe import metrics, notify, runner
 
     steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
     if ping:
@@ -433,7 +433,7 @@ def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> No
 
         steps += [lambda: notify.warn_of_budgets(note), lambda: certificates.warn(note)]
         steps.append(lambda: notify.tell_of_a_new_ledger(note))
-    if paths.CERTIFICATE.exists():  # there is a collector
+    if runner.has_collector():
         steps.append(await_receipts)
     for step in steps:
         try:

@@ -15,7 +15,7 @@ from standpipe.engines import Engine
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, clock_went_back
 from standpipe.logs import alarms, spool
-from standpipe.logs.receipts import Receipts, is_overdue
+from standpipe.logs.receipts import CollectorAway, Receipts, is_overdue
 from standpipe.pipeline import Pipeline
 from standpipe.runner import has_living_runner
 from standpipe_task import spending
@@ -155,8 +155,11 @@ def look_at_receipts() -> Iterator[Finding]:
         yield Finding("collector", f"{collector.address} answers")
         ledger = Ledger(paths.LEDGER)
         waiting = ledger.unconfirmed()
+    except CollectorAway as error:
+        yield Finding("collector", str(error), error.remedy, 69)
+        return
     except StandpipeError as error:
-        yield Finding("collector", str(error), "systemctl status standpipe-receipts rsyslog, on the collector", 69)
+        yield Finding("receipts", "cannot be looked at", str(error), error.exit_code)
         return
     if not waiting:
         yield Finding("receipts", "every log is confirmed")

@@ -639,6 +639,8 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
     ledger.retire(set(configuration.names()), now)
+    if not has_collector():
+        wait_for_no_receipt(ledger)
     release_the_settled(ledger, engine)
     for patiently in sorted({False, wait}):  # first what takes no waiting
         settle_the_dead(ledger, engine, None, say, wait=patiently)
@@ -651,6 +653,12 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
             say(f"removed the network {network}")
     if errors:
         raise errors[0]
+
+
+def wait_for_no_receipt(ledger: Ledger) -> None:
+    """Let go of what waits for a collector that is declared no more; the logs stay here, as those to come will."""
+    for run in ledger.unconfirmed():
+        ledger.accept_loss(run.id, "no receipt is waited for: this host has no collector any more")
 
 
 def release_the_settled(ledger: Ledger, engine: Engine) -> None:

@@ -541,7 +541,10 @@ def receipt_of(log: Path) -> dict[str, Any] | None:
 
 
 def opened(path: Path) -> BufferedReader | gzip.GzipFile:
-    """Open a run's file, compressed or not."""
+    """Open a run's file, compressed or not, or compressed since its name was read."""
+    packed = path.with_suffix(".log.gz")
+    if path.suffix == ".log" and not path.exists() and packed.exists():
+        path = packed
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 

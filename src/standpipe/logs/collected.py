@@ -104,7 +104,8 @@ def search(text: str, pipeline: str | None, host: str | None, tell: Teller) -> I
     last, unless a pipeline is named.
     """
     runs = files(pipeline, host)
-    systems = [] if pipeline else sorted(paths.COLLECTED.glob(f"{host or '*'}/system-*.log*"), reverse=True)
+    days = [] if pipeline else paths.COLLECTED.glob(f"{host or '*'}/system-*.log*")
+    systems = sorted((day for day in days if day.suffix in (".log", ".gz")), reverse=True)
     for path in [*runs, *systems]:
         before: dict[str, str] = {}  # how the last piece of a stream ended
         try:
@@ -115,5 +116,7 @@ def search(text: str, pipeline: str | None, host: str | None, tell: Teller) -> I
                     yield path, entry
                 if entry.stream != stream and len(text) > 1:
                     before[stream] = seen[1 - len(text) :]
+        except FileNotFoundError:
+            continue  # removed by its age since its name was read
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             tell(f"{path} is damaged: {error}")

@@ -40,9 +40,16 @@ Teller = Callable[[str], None]
 
 
 class CollectorAway(StandpipeError):
-    """The collector cannot be asked for receipts."""
+    """The collector cannot be asked for receipts; `remedy` says where to look."""
 
     exit_code = 69
+    remedy = "systemctl status standpipe-receipts rsyslog, on the collector"
+
+
+class CertificateMissing(CollectorAway):
+    """This host has nothing to show to the collector."""
+
+    remedy = "run site.yml on this host, which makes it anew"
 
 
 class Receipts:
@@ -81,17 +88,20 @@ class Receipts:
             answer = self._connection.getresponse()
             body = answer.read()
             if answer.status in (200, 404):
-                return json.loads(body) if answer.status == 200 else None
-        except (OSError, http.client.HTTPException, ValueError) as error:
+                return receipt_in(body) if answer.status == 200 else None
+        except (OSError, http.client.HTTPException) as error:
             self.close()
             raise CollectorAway(f"the collector {self._collector.address} cannot be asked: {error}") from None
         self.close()
         raise CollectorAway(f"the collector {self._collector.address} answers {answer.status} {answer.reason}")
 
     def _connect(self) -> http.client.HTTPSConnection:
+        for path in (paths.AUTHORITY, paths.CERTIFICATE, paths.KEY):
+            if not path.exists():
+                raise CertificateMissing(f"the collector cannot be asked: {path} is missing")
         context = ssl.create_default_context(cafile=str(paths.AUTHORITY))
         context.check_hostname = False  # the certificate has the collector's name in the inventory: looked at below
-        context.load_cert_chain(paths.CERTIFICATE, paths.TLS / "host.key")
+        context.load_cert_chain(paths.CERTIFICATE, paths.KEY)
         connection = http.client.HTTPSConnection(
             self._collector.address, self._collector.receipts_port, timeout=ANSWER_WITHIN, context=context
         )
@@ -106,6 +116,13 @@ class Receipts:
                 f"which is no collector of this host ({', '.join(self._collector.names)})"
             )
         return connection
+
+
+def receipt_in(body: bytes) -> Any:
+    """Return what a receipt says; a damaged one is none: its log is sent again, and the collector gives it anew."""
+    with suppress(ValueError):
+        return json.loads(body)
+    return None
 
 
 def confirm(ledger: Ledger, engine: Engine, say: Teller, wait: bool) -> None:
