@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pytest
 import yaml
@@ -20,9 +21,10 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from conftest import DECLARED, ProcessEngine
-from standpipe import backfill, catch_up, paths, runner, slots
+from standpipe import backfill, catch_up, configuration, paths, runner, slots
+from standpipe import pipeline as pipeline_module
 from standpipe.engines import CannotStart
-from standpipe.errors import BudgetShort, EngineUnavailable, LedgerDamaged, UsageError
+from standpipe.errors import BudgetShort, ConfigurationError, EngineUnavailable, LedgerDamaged, UsageError
 from standpipe.ledger import Ledger, Run, SlotRecorded, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
@@ -374,6 +376,55 @@ def fail_once(ledger: Ledger, engine: ProcessEngine) -> datetime:
     engine.program = "import os; os._exit(30)"
     try_slot(ledger, engine, "scheduled", slot)
     return slot
+
+
+def test_a_failure_that_waits_for_its_retry_is_told_when_its_pipeline_is_removed(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    fail_once(ledger, engine)
+    file = paths.PIPELINES / "arxlive.yml"
+    declared = file.read_text()
+    file.unlink()
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    assert [run.notice for run in ledger.notices()] == ["failed"]
+    ledger.told([run.id for run in ledger.notices()], "failed")
+    file.write_text(declared)
+    catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC) + timedelta(days=60))
+    assert ledger.notices() == []
+
+
+def without(name: str, gone: str) -> ZoneInfo:
+    """Find a zone, as on a host that does not have one of them any more."""
+    if name == gone:
+        raise ZoneInfoNotFoundError(name)
+    return ZoneInfo(name)
+
+
+@pytest.mark.parametrize("change", ["corrected", "removed", "neither"])
+def test_a_zone_that_this_host_knows_no_more_keeps_no_other_pipeline_from_its_slots(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    declared = DECLARED.replace("timezone: UTC", "timezone: US/Eastern")
+    file = paths.PIPELINES / "arxlive.yml"
+    file.write_text(declared)
+    (paths.PIPELINES / "other.yml").write_text(DECLARED.replace("arxlive", "other", 1))
+    for name in ("arxlive", "other"):
+        ledger.register(configuration.load(name), hour_ago)
+    monkeypatch.setattr(pipeline_module, "known_timezones", lambda: frozenset({"UTC", "America/New_York"}))
+    monkeypatch.setattr(pipeline_module, "ZoneInfo", lambda name: without(name, "US/Eastern"))
+    if change == "corrected":
+        file.write_text(declared.replace("US/Eastern", "America/New_York"))
+    elif change == "removed":
+        file.unlink()
+    if change == "neither":
+        with pytest.raises(ConfigurationError, match="US/Eastern"):
+            runner.reconcile(ledger, engine, wait=False, say=nothing)
+    else:
+        runner.reconcile(ledger, engine, wait=False, say=nothing)
+    assert catch_up.catch_up(ledger, engine, nothing, nothing, datetime.now(UTC)) == 0
+    other = next(known for known in ledger.registered("other"))
+    assert other.complete_until > hour_ago
 
 
 def test_a_retry_that_somebody_is_in_the_way_of_is_put_off_and_costs_no_attempt(

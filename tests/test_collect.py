@@ -427,7 +427,7 @@ def test_a_log_that_is_compressed_or_removed_while_others_are_searched_ends_noth
     other = paths.COLLECTED / "batch-2/other" / f"{RUN[:-1]}B.log"
     other.parent.mkdir(parents=True)
     other.write_text("2026-11-23T03:00:00Z stderr needle\n")
-    opened = collected.opened
+    opened = collect.opened
 
     def in_between(named: Path) -> Any:
         if named == other and meanwhile == "compressed":

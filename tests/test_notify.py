@@ -45,11 +45,13 @@ class Hook:
         self.pings = 0
         self.status = 200
         self.delay = 0.0
+        self.asked = 0
         hook = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                hook.asked += 1
                 time.sleep(hook.delay)
                 if hook.status == 200:
                     hook.taken.append(body)
@@ -218,6 +220,58 @@ def test_metrics_are_prometheus_own_text(ledger: Ledger, engine: ProcessEngine) 
     age = datetime.now(UTC).timestamp() - found[("standpipe_last_success_timestamp_seconds", None)]
     assert 0 <= age < 60
     assert found[("standpipe_last_duration_seconds", None)] > 0
+
+
+def test_the_metrics_are_everybody_s_to_read_whatever_the_umask(ledger: Ledger) -> None:
+    paths.METRICS.mkdir(parents=True)
+    before = os.umask(0o077)
+    try:
+        metrics.write(ledger)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths.METRICS.iterdir()] == [0o644]
+
+
+def test_a_removed_pipeline_leaves_the_metrics(ledger: Ledger, engine: ProcessEngine) -> None:
+    paths.METRICS.mkdir(parents=True)
+    run(ledger, engine, "print()")
+    (paths.PIPELINES / "arxlive.yml").unlink()
+    runner.reconcile(ledger, engine, wait=False, say=nothing)
+    metrics.write(ledger)
+    assert "arxlive" not in (paths.METRICS / "standpipe.prom").read_text()
+    assert ledger.history("arxlive", 1)
+
+
+@pytest.mark.parametrize(("delay", "asked"), [(0.3, 1), (0.0, 3)])
+def test_an_address_that_hangs_is_asked_once_and_one_that_refuses_for_each(
+    ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch, delay: float, asked: int
+) -> None:
+    monkeypatch.setattr(notify, "HANGS_AFTER", 0.2)
+    hook.status, hook.delay = 500, delay
+    now = datetime.now(UTC)
+    for number in range(3):
+        ledger.claim(f"R{number}", f"p{number}", "manual", now.date(), None, now)
+        ledger.settle(f"R{number}", "failed", exit_code=30, notice="failed")
+    notify.tell(ledger, nothing)
+    assert hook.asked == asked
+    hook.status, hook.delay = 200, 0.0
+    notify.tell(ledger, nothing)
+    assert titles(hook) == ["failed"] * 3
+
+
+def test_what_hangs_keeps_metrics_and_the_ping_from_nobody(
+    ledger: Ledger, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.METRICS.mkdir(parents=True)
+
+    def hangs(*_arguments: object) -> None:
+        assert hook.pings == 1
+        assert (paths.METRICS / "standpipe.prom").exists()
+
+    monkeypatch.setattr(notify, "tell", hangs)
+    monkeypatch.setattr(cli, "note", pytest.fail)
+    cli.pass_on(ledger, ping=True, looks_ahead=True)
+    assert hook.pings == 1
 
 
 def test_an_address_that_refuses_costs_no_other_a_second_message(

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import DECLARED, ProcessEngine
-from standpipe import cli, paths, runner
+from standpipe import backfill, catch_up, cli, paths, runner
 from standpipe.engines import CannotStart, Line, compose
 from standpipe.errors import AlreadyRunning, ConfigurationError, EngineUnavailable, NotWritable, UsageError
 from standpipe.ledger import Ledger, Run, recover, timestamp
@@ -300,6 +300,40 @@ def test_a_run_that_is_settled_long_after_its_end_did_not_time_out(ledger: Ledge
     left = ledger.run(run_id)
     assert left is not None
     assert (left.outcome, left.exit_code) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize("who", ["look", "catch-up", "backfill"])
+def test_a_slot_waits_for_whoever_settles_the_run_before_it(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    registered_an_hour_ago(ledger)
+    left = leave_a_run(ledger, engine, ended=timedelta())
+    ledger.let_go()
+    child = os.fork()
+    if child == 0:
+        find = engine.find
+
+        def slowly(pipeline: str, run: str) -> Any:
+            time.sleep(0.5)
+            return find(pipeline, run)
+
+        with contextlib.suppress(BaseException):
+            engine.find = slowly  # type: ignore[method-assign]
+            if who == "look":
+                runner.settle_for_a_look(ledger, engine)
+            elif who == "catch-up":
+                catch_up.work_through(ledger, engine, "arxlive", [], nothing, nothing)
+            else:
+                with runner.stop_requests() as requests:
+                    backfill.wait_until_free(ledger, engine, "arxlive", requests, nothing)
+        os._exit(0)
+    while not runner.has_living_runner(left):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    run = by_cron(ledger, engine)
+    os.waitpid(child, 0)
+    assert run
+    assert (run.outcome, run.trigger) == ("succeeded", "scheduled")
 
 
 def test_a_connection_that_breaks_costs_no_line(ledger: Ledger, engine: ProcessEngine) -> None:

@@ -108,5 +108,5 @@ def wait_until_free(
         if told != held_by:
             say(f"{name}: waiting for {held_by}")
             told = held_by
-        runner.settle_the_dead(ledger, engine, name, say, wait=True)
+        runner.settle_and_follow(ledger, engine, name, say)
         time.sleep(2)

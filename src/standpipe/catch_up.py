@@ -242,8 +242,7 @@ def work_through(
     say: Callable[[str], None],
 ) -> None:
     """Settle what a dead runner left, following it to its end; then try the slots, oldest first."""
-    ledger = ledger.again()
-    runner.settle_the_dead(ledger, engine, name, say, wait=True)
+    runner.settle_and_follow(ledger, engine, name, say)
     with runner.stop_requests() as requests:
         for slot, trigger in work:
             if requests.asked or ledger.running(name) or runner.holder_of_lock(engine, name):

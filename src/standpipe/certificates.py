@@ -25,7 +25,7 @@ class Certificate:
 
 
 def here() -> Iterator[Certificate]:
-    """Look at this host's certificate, its key, and its authority's certificate; at nothing where the logs stay here."""
+    """Look at this host's certificate and key, and at its authority's; at nothing where the logs stay here."""
     if not paths.TLS.exists():
         return
     if not paths.KEY.exists():

@@ -425,16 +425,17 @@ def pass_on(ledger: Ledger, ping: bool = False, looks_ahead: bool = False) -> No
     """Tell people and programs what became of runs; that this fails is noted in the journal and changes nothing."""
     from standpipe import metrics, notify, runner
 
-    steps: list[Callable[[], None]] = [lambda: notify.tell(ledger, note), lambda: metrics.write(ledger)]
+    steps: list[Callable[[], None]] = [lambda: metrics.write(ledger)]
     if ping:
         steps.append(lambda: notify.ping(note))
+    if runner.has_collector():
+        steps.append(await_receipts)
+    steps.append(lambda: notify.tell(ledger, note))  # here and below a service that hangs keeps others waiting
     if looks_ahead:
         from standpipe import certificates
 
         steps += [lambda: notify.warn_of_budgets(note), lambda: certificates.warn(note)]
         steps.append(lambda: notify.tell_of_a_new_ledger(note))
-    if runner.has_collector():
-        steps.append(await_receipts)
     for step in steps:
         try:
             step()
@@ -762,7 +763,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     """Register what is declared, settle what dead runners left; or forget a removed pipeline."""
     import shutil
 
-    from standpipe import configuration, paths, runner
+    from standpipe import configuration, metrics, paths, runner
     from standpipe.engines.compose import ComposeEngine
     from standpipe.logs import receipts
 
@@ -791,10 +792,11 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
         receipts.confirm(ledger, ComposeEngine(), say, wait=True)
         return 0
     if arguments.follow:  # a converge may be under way: what it registers, and its images, are left to it
-        for patiently in (False, True):
-            runner.settle_the_dead(ledger, ComposeEngine(), None, say, wait=patiently)
+        runner.settle_and_follow(ledger, ComposeEngine(), None, say)
     else:
         runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
+        with suppress(OSError):  # they are written again at the next run's end
+            metrics.write(ledger)
     receipts.confirm(ledger, ComposeEngine(), say, wait=False)
     return 0
 

@@ -194,6 +194,18 @@ def instant(text: str) -> datetime:
     return datetime.fromisoformat(text.rstrip("Z")[:26]).replace(tzinfo=UTC)
 
 
+def schedule_of(row: sqlite3.Row) -> Schedule | None:
+    """Read a pipeline's schedule; None where it has none, or one whose zone this host does not know any more."""
+    from pydantic import ValidationError
+
+    from standpipe.pipeline import Schedule  # to read history needs no model
+
+    try:
+        return Schedule.model_validate_json(row["schedule"]) if row["schedule"] else None
+    except ValidationError:
+        return None
+
+
 def readable(path: Path, table: str) -> Iterator[sqlite3.Row]:
     """Yield the rows of a table of a damaged file, in both directions from where the damage is."""
     for order in ("ASC", "DESC"):
@@ -329,11 +341,9 @@ class Ledger:
 
         What was still open of the schedule before is missed.
         """
-        from standpipe.pipeline import Schedule  # to read history needs no model
-
         with self._transaction() as db:
             row = db.execute("SELECT * FROM pipelines WHERE name = ?", (pipeline.name,)).fetchone()
-            before = Schedule.model_validate_json(row["schedule"]) if row and row["schedule"] else None
+            before = schedule_of(row) if row else None
             if row and before == pipeline.schedule:
                 return
             names = [
@@ -351,14 +361,20 @@ class Ledger:
             )
 
     def retire(self, declared: set[str], now: datetime) -> None:
-        """Have no slots any more for pipelines that are not among the declared ones; their runs stay."""
-        from standpipe.pipeline import Schedule
+        """Have no slots any more for pipelines that are not among the declared ones; their runs stay.
 
+        A failure of theirs that was to be tried again stands, and is told.
+        """
         with self._transaction() as db:
             for row in db.execute("SELECT * FROM pipelines WHERE schedule IS NOT NULL").fetchall():
                 if row["name"] not in declared:
-                    self._give_up(db, row, Schedule.model_validate_json(row["schedule"]), now)
+                    if schedule := schedule_of(row):
+                        self._give_up(db, row, schedule, now)
                     db.execute("UPDATE pipelines SET schedule = NULL WHERE name = ?", (row["name"],))
+            for row in db.execute("SELECT pipeline, run FROM slots WHERE retry_at IS NOT NULL").fetchall():
+                if row["pipeline"] not in declared:
+                    db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
+                    have_told(db, row["run"])
 
     def _give_up(self, db: sqlite3.Connection, row: sqlite3.Row, schedule: Schedule, now: datetime) -> None:
         """Record what is open of a pipeline's schedule as missed: nobody looks for its slots any more."""
@@ -377,14 +393,12 @@ class Ledger:
 
     def registered(self, name: str | None = None) -> list[Registered]:
         """Return the pipelines that this host knows or has known, by name; or the one of that name."""
-        from standpipe.pipeline import Schedule
-
         rows = self._select("SELECT * FROM pipelines WHERE ?1 IS NULL OR name = ?1 ORDER BY name", name)
         return [
             Registered(
                 row["name"],
                 row["registered_at"],
-                Schedule.model_validate_json(row["schedule"]) if row["schedule"] else None,
+                schedule_of(row),
                 datetime.fromisoformat(row["schedule_since"]),
                 datetime.fromisoformat(row["complete_until"] or row["schedule_since"]),
             )

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from standpipe import budgets, paths
+from standpipe import budgets, configuration, paths
 from standpipe.errors import StandpipeError
 from standpipe.ledger import Ledger, instant
 
@@ -44,10 +44,8 @@ def note_running(pipeline: str) -> None:
         if mark not in others:
             return  # somebody else's file: it is written anew at the end
         others.insert(others.index(mark) + 1, f"{line} 1.0")
-        new = path.with_suffix(".prom.new")
-        new.write_text("\n".join(others) + "\n")
-        new.chmod(0o644)
-        new.rename(path)
+        with anew(path) as new:
+            new.write_text("\n".join(others) + "\n")
 
 
 def write(ledger: Ledger) -> None:
@@ -56,8 +54,17 @@ def write(ledger: Ledger) -> None:
         return
     from prometheus_client import write_to_textfile
 
-    with alone() as path:
-        write_to_textfile(str(path), of_all(ledger))
+    with alone() as path, anew(path) as new:
+        write_to_textfile(str(new), of_all(ledger))
+
+
+@contextmanager
+def anew(path: Path) -> Iterator[Path]:
+    """Yield where a file is written that then takes the place of `path`, for everybody to read, whatever the umask."""
+    new = path.with_suffix(".prom.new")
+    yield new
+    new.chmod(0o644)
+    new.rename(path)
 
 
 def of_all(ledger: Ledger) -> CollectorRegistry:
@@ -77,7 +84,10 @@ def of_all(ledger: Ledger) -> CollectorRegistry:
     waiting = gauge("logs_unconfirmed", "Logs of ended runs that the collector has not confirmed.")
     unconfirmed = Counter(run.pipeline for run in ledger.unconfirmed())
     unfinished = {run.pipeline for run in ledger.unfinished()}
+    declared = configuration.names()
     for known in ledger.registered():
+        if known.name not in declared and known.name not in unfinished and not unconfirmed[known.name]:
+            continue  # it was removed, and nothing is to be heard of it any more
         counts = ledger.counts(known.name)
         running.labels(known.name).set(known.name in unfinished)
         waiting.labels(known.name).set(unconfirmed[known.name])

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from standpipe.scan.secrets import Detector
 from standpipe_task import spending
 
 TOO_OLD = timedelta(days=1)  # news of yesterday is for `standpipe history`
+HANGS_AFTER = 3  # seconds of a message that was not taken; Apprise waits for four, of mail fifteen
 PING_TIMEOUT = 10  # seconds
 
 SLOTS_LISTED = 20
@@ -95,18 +97,22 @@ def alone() -> Iterator[None]:
 def tell_alone(ledger: Ledger, say: Callable[[str], None]) -> None:
     """Send it, while no other process does."""
     chosen = settings()
+    hung: set[str] = set()
     for (name, event), group in groupby(ledger.notices(), key=lambda run: (run.pipeline, run.notice or "")):
         runs = list(group)
         noted_at = runs[-1].noted_at or runs[-1].ended_at or runs[-1].claimed_at
         old = event != "unconfirmed" and datetime.now(UTC) - instant(noted_at) > TOO_OLD
-        if not chosen.urls or old or deliver(ledger, chosen, name, event, runs):
+        if not chosen.urls or old or deliver(ledger, chosen, name, event, runs, hung):
             ledger.told([run.id for run in runs], event)
         else:
             say(f"{name}: word of run {runs[-1].id} ({event}) could not be sent; it is tried again")
 
 
-def deliver(ledger: Ledger, chosen: Settings, name: str, event: str, runs: list[Run]) -> bool:
-    """Send word to each address that has not taken it yet; return whether all have by now."""
+def deliver(ledger: Ledger, chosen: Settings, name: str, event: str, runs: list[Run], hung: set[str]) -> bool:
+    """Send word to each address that has not taken it yet; return whether all have by now.
+
+    Those that have `hung` just now are left to the next time: there may be much to tell.
+    """
     whole = True
     for url in chosen.urls:
         address = hashlib.sha256(url.encode()).hexdigest()  # the address itself holds secrets
@@ -114,10 +120,13 @@ def deliver(ledger: Ledger, chosen: Settings, name: str, event: str, runs: list[
         new = [run for run in runs if run.id not in known]
         if not new:
             continue
-        if send(url, *message(name, event, new, chosen.log_lines)):
+        began = time.monotonic()
+        if url not in hung and send(url, *message(name, event, new, chosen.log_lines)):
             ledger.deliver([run.id for run in new], event, address)
-        else:
-            whole = False
+            continue
+        whole = False
+        if time.monotonic() - began > HANGS_AFTER:  # who refuses at once may take the next
+            hung.add(url)
     return whole
 
 

@@ -642,8 +642,10 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     if not has_collector():
         wait_for_no_receipt(ledger)
     release_the_settled(ledger, engine)
-    for patiently in sorted({False, wait}):  # first what takes no waiting
-        settle_the_dead(ledger, engine, None, say, wait=patiently)
+    if wait:
+        settle_and_follow(ledger, engine, None, say)
+    else:
+        settle_the_dead(ledger, engine, None, say)
     for pipeline in pipelines:
         kept = frozenset(release.image for release in releases.kept(pipeline.name))
         for image in engine.discard_images(pipeline.name, pipeline.keep_images, kept):
@@ -698,6 +700,12 @@ def settle_the_dead(
         if name in (None, left.pipeline):
             with suppress(BlockingIOError), living_runner(ledger, left.id, settling=not wait):
                 settle_one(ledger, engine, left.id, say, wait)
+
+
+def settle_and_follow(ledger: Ledger, engine: Engine, name: str | None, say: Teller) -> None:
+    """Settle them, and follow what still runs to its end; first what takes no waiting, which a new run waits for."""
+    for patiently in (False, True):
+        settle_the_dead(ledger, engine, name, say, wait=patiently)
 
 
 def settle_first(ledger: Ledger, engine: Engine, name: str) -> None:
