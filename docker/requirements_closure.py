@@ -28,6 +28,14 @@ PLACE = re.compile(
 REPOSITORY = re.compile(WHERE + r"(?:git|hg|svn|bzr)\+")
 
 
+def text_of(path: Path, name: str) -> str:
+    """Return what a file says, by whatever editor; end with a message where it is in no encoding that is known here."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        sys.exit(f"requirements: {name} is not in UTF-8. Save it in that, without a coding line")
+
+
 def copy(source: Path, requirements: Path, destination: Path, included_by: str = "") -> None:
     """Copy one file and, first, what it includes; end with a message where something is missing."""
     if requirements.name in LOCKS:
@@ -49,7 +57,7 @@ def copy(source: Path, requirements: Path, destination: Path, included_by: str =
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_of(path, f"{requirements}{included_by}").splitlines(), start=1):
         if LOCAL.match(line):
             sys.exit(f"requirements: {requirements}:{number} installs from a local path: {line}")
         place = PLACE.search(re.sub(r"(?:^|\s)#.*", "", line)) if line.lstrip().startswith("-") else None
@@ -77,5 +85,5 @@ if __name__ == "__main__":
     there = Path(sys.argv[3])
     copy(Path(sys.argv[1]), Path(sys.argv[2]), there)
     # One hash means that all are wanted: what has none is then refused.
-    hashed = any(HASH.search(path.read_text(encoding="utf-8")) for path in there.rglob("*") if path.is_file())
+    hashed = any(HASH.search(text_of(path, path.name)) for path in there.rglob("*") if path.is_file())
     (there / ".options").write_text("--require-hashes\n" if hashed else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -252,10 +253,10 @@ def aged(path: Path, days: float) -> None:
 def test_old_files_are_compressed_and_read_as_before(tmp_path: Path, collector: Collector) -> None:
     path = confirmed(tmp_path, collector, list(STRANGE))
     before = list(collected.read(path, pytest.fail))
-    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
     assert path.exists(), "it is young"
     aged(path, 8)
-    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
     packed = path.with_suffix(".log.gz")
     assert not path.exists()
     assert packed.stat().st_mtime < time.time() - 7 * 86400, "its age counts on"
@@ -272,9 +273,123 @@ def test_what_a_system_logged_on_an_old_day_is_compressed(collector: Collector) 
         day.parent.mkdir(parents=True, exist_ok=True)
         day.write_text("a line\n")
     aged(days[0], 8)
-    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
     names = sorted(path.name for path in days[0].parent.iterdir())
     assert names == ["system-2026-11-15.log.gz", "system-2026-11-24.log"]
+
+
+def test_a_day_that_a_wrong_clock_has_written_on_in_is_not_lost_to_what_it_wrote(collector: Collector) -> None:
+    day = paths.COLLECTED / "batch-1/system-2026-11-01.log"
+    day.parent.mkdir(parents=True)
+    for text, days in (("the whole day", 27), ("by a clock that was behind", 26)):
+        day.write_text(f"2026-11-01T09:00:00+00:00 kernel {text}\n")
+        aged(day, days)
+        list(collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail))
+    found = [entry.text for _path, entry in collected.search("", None, None, pytest.fail)]
+    assert sorted(found) == ["by a clock that was behind", "the whole day"]
+
+
+def test_what_is_written_on_while_it_is_compressed_stays_as_it_is(collector: Collector) -> None:
+    day = paths.COLLECTED / "batch-1/system-2026-11-01.log"
+    day.parent.mkdir(parents=True)
+    day.write_text("2026-11-01T09:00:00+00:00 kernel one\n")
+    aged(day, 8)
+    pieces = collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail)
+    next(pieces)
+    with day.open("a") as file:
+        file.write("2026-11-01T09:00:01+00:00 kernel two\n")
+    list(pieces)
+    assert [path.name for path in day.parent.iterdir()] == [day.name]
+    assert day.read_text().count("\n") == 2
+
+
+def test_one_file_that_cannot_be_read_keeps_no_other_from_being_compressed(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = [paths.COLLECTED / host / "system-2026-11-01.log" for host in ("a", "b", "c")]
+    for day in days:
+        day.parent.mkdir(parents=True)
+        day.write_text("2026-11-01T01:00:00+00:00 kernel line\n")
+        aged(day, 8)
+    opens = Path.open
+
+    def opened(path: Path, *arguments: Any) -> Any:
+        if path == days[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opens(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", opened)
+    list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
+    assert [day.exists() for day in days] == [True, False, False]
+    assert len(collector.alarms) == 1
+
+
+def test_while_much_is_compressed_receipts_are_given_and_all_is_done_in_the_end(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "PACKED_AT_ONCE", 100)
+    monkeypatch.setattr(collect, "HELD_AT_ONCE", 1_000)
+    day = paths.COLLECTED / "batch-1/system-2026-11-01.log"
+    day.parent.mkdir(parents=True)
+    day.write_text("2026-11-01T01:00:00+00:00 kernel line\n" * 1_000)
+    aged(day, 8)
+    looks: list[bool] = []
+
+    def wait() -> bool:
+        if not looks:
+            collector.take_in(b"".join(spooled(tmp_path, [b"one"])))
+        looks.append(day.exists())
+        return len(looks) < 3
+
+    collect.collect(lambda _said: None, pytest.fail, wait, timedelta(days=7))
+    assert looks == [True, True, True]
+    assert collector.receipt
+    assert not day.exists()
+
+
+def test_a_program_named_end_ends_no_day_of_a_system(collector: Collector) -> None:
+    day = paths.COLLECTED / "batch-1/system-2026-11-01.log"
+    day.parent.mkdir(parents=True)
+    day.write_text("2026-11-01T01:00:00+00:00 end hello\n2026-11-01T02:00:00+00:00 kernel needle\n")
+    assert [entry.text for _path, entry in collected.search("needle", None, None, pytest.fail)] == ["needle"]
+
+
+def test_a_file_that_could_not_be_flushed_is_written_anew_before_it_gets_its_receipt(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector.take_in(b"".join(spooled(tmp_path, [b"one", b"two"])))
+    log = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
+    flush, failed = os.fsync, list[int]()
+
+    def fails_once(descriptor: int) -> None:
+        if not failed and Path(f"/proc/self/fd/{descriptor}").readlink() == log:
+            failed.append(os.dup(descriptor))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    collector.look()
+    assert not collector.receipt
+    collector.look()
+    assert collector.receipt
+    assert os.fstat(failed[0]).st_nlink == 0
+    os.close(failed[0])
+
+
+def test_a_refused_log_on_a_full_disk_leaves_no_pieces(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = spooled(tmp_path, [b"one", b"two"])
+    collector.take_in(b"".join([records[0].replace(b'"one"', b'"eno"'), *records[1:]]))
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:50])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    collector.look()
+    assert "No space left" in collector.alarms[0]
+    assert list(paths.INTAKE.rglob("*refused*")) == []
 
 
 def test_a_receipt_whose_log_is_gone_is_taken_back_and_the_log_taken_anew(tmp_path: Path, collector: Collector) -> None:
@@ -291,16 +406,21 @@ def test_a_receipt_whose_log_is_gone_is_taken_back_and_the_log_taken_anew(tmp_pa
     assert collector.receipt
 
 
+@pytest.mark.parametrize("one_came_since", [False, True])
 def test_receipts_stay_where_all_logs_are_gone_together_as_without_their_disk(
-    tmp_path: Path, collector: Collector
+    tmp_path: Path, collector: Collector, one_came_since: bool
 ) -> None:
     path = confirmed(tmp_path, collector, [b"one"])
     receipts = paths.RECEIPTS / "batch-1/arxlive"
     shutil.copy(receipts / f"{RUN}.json", receipts / f"{RUN[:-1]}B.json")
     path.parent.rename(path.parent.with_name("unmounted"))
+    if one_came_since:
+        path.parent.mkdir()
+        (path.parent / f"{RUN[:-1]}C.log").write_text("2026-11-29T03:00:00Z stdout since then\n")
     collector.look()
     assert collector.receipt
     assert "is its disk mounted?" in collector.alarms[-1]
+    shutil.rmtree(path.parent, ignore_errors=True)
     path.parent.with_name("unmounted").rename(path.parent)
     collector.look()
     assert [file.name for file in receipts.iterdir()] == [f"{RUN}.json"], (
@@ -324,7 +444,7 @@ def test_a_compressed_log_whose_receipt_is_lost_stays_one_file(tmp_path: Path, c
     path = confirmed(tmp_path, collector, [b"one needle", b"two"])
     before = collector.log
     aged(path, 8)
-    collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+    list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
     (paths.RECEIPTS / "batch-1/arxlive" / f"{RUN}.json").unlink()
     collector.intake.unlink()
     collector.take_in(b"".join(spooled(tmp_path, [b"one needle", b"two"])))
@@ -391,7 +511,7 @@ def test_a_file_without_a_receipt_is_not_compressed(tmp_path: Path, collector: C
     collector.look()
     path = paths.COLLECTED / "batch-1/arxlive" / f"{RUN}.log"
     aged(path, 8)
-    collect.compress(datetime.now(UTC), collector.alarms.append)
+    list(collect.compress(datetime.now(UTC), collector.alarms.append))
     assert path.exists()
 
 
@@ -431,7 +551,7 @@ def test_a_log_that_is_compressed_or_removed_while_others_are_searched_ends_noth
 
     def in_between(named: Path) -> Any:
         if named == other and meanwhile == "compressed":
-            collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail)
+            list(collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail))
         elif named == other:
             path.unlink()
         return opened(named)
@@ -448,7 +568,7 @@ def test_a_log_that_is_compressed_while_it_is_shown_is_the_same_log(
     standing = collected.standing
 
     def compressed_first(path: Path, *others: Any) -> Any:
-        collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail)
+        list(collect.compress(datetime.now(UTC) - timedelta(days=7), pytest.fail))
         return standing(path, *others)
 
     monkeypatch.setattr(collected, "standing", compressed_first)
@@ -667,7 +787,7 @@ def test_a_file_that_is_changed_after_its_receipt_is_told_and_never_shown_as_if_
     path = confirmed(tmp_path, collector, [b"one", b"two"])
     if packed:
         aged(path, 8)
-        collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append)
+        list(collect.compress(datetime.now(UTC) - timedelta(days=7), collector.alarms.append))
         path = path.with_suffix(".log.gz")
     collector.look()
     assert cli.main(["logs", "arxlive", "--host", "batch-1"]) == 0

@@ -50,6 +50,12 @@ class Leaf(luigi.Task):
             os._exit(75)
         if self.how == "killed":
             os.kill(os.getpid(), 9)
+        if self.how == "killed by a signal without a name":
+            os.kill(os.getpid(), 40)
+        if self.how == "closes its output":
+            sys.stdout.close()
+        if self.how == "replaces its output":
+            sys.stdout = None
         if self.how.startswith("writes"):
             for number in range(20_000):
                 print(number, "." * 91, flush=True)
@@ -134,6 +140,12 @@ def test_a_run_that_goes_well_exits_0(pipeline: Path) -> None:
     assert (code, (pipeline / "root").read_text()) == (0, "done"), output
 
 
+@pytest.mark.parametrize("how", ["closes its output", "replaces its output"])
+def test_what_a_task_does_to_its_output_changes_no_verdict(pipeline: Path, how: str) -> None:
+    code, output = run(pipeline, "--how", how)
+    assert (code, (pipeline / "root").read_text()) == (0, "done"), output
+
+
 def test_a_question_for_help_is_answered_with_exit_0(pipeline: Path) -> None:
     code, output = run(pipeline, "--help")
     assert code == 0, output
@@ -151,6 +163,7 @@ def test_a_question_for_help_is_answered_with_exit_0(pipeline: Path) -> None:
         ("sys.exit in requires", 40),
         ("sys.exit in output", 40),
         ("killed", 128 + 9),
+        ("killed by a signal without a name", 128 + 40),
     ],
 )
 def test_a_failure_is_never_exit_0(pipeline: Path, how: str, expected: int) -> None:

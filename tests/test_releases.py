@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,26 @@ def test_as_many_images_are_kept_as_are_asked_for(
     removed = engine.discard_images("arxlive", 3, frozenset(released))
     assert sorted(tag for image in docker.listed for tag in image["RepoTags"]) == sorted(left)
     assert sorted(removed) == sorted(set("abcde") - set(left))
+
+
+def test_what_is_in_service_is_the_newest_release_though_a_clock_was_ahead(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(hours=6)
+
+    with monkeypatch.context() as ahead:
+        ahead.setattr(releases, "datetime", Ahead)
+        for number in range(3):
+            put_in_service(f"i:{number}")
+    newest = put_in_service("i:3")
+    assert [(release.image, release.in_service) for release in releases.kept("arxlive")] == [
+        ("i:3", True),
+        ("i:2", False),
+        ("i:1", False),
+    ]
+    assert back() != newest
+    assert serving()[0] == "i:2"
+    assert releases.kept("arxlive")[0].image == "i:2"

@@ -153,3 +153,19 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(source: Path) -> N
     assert "It has: requirements-dev.txt" in closure(source, "requirements.txt")[1].stderr
     assert "(included by requirements-dev.txt:2)" in closure(source, "requirements-dev.txt")[1].stderr
     assert "lies outside" in closure(source, "../requirements.txt")[1].stderr
+
+
+def test_a_mark_of_the_byte_order_hides_no_include(source: Path) -> None:
+    (source / "base.txt").write_text("luigi\n")
+    (source / "requirements.txt").write_text("-r base.txt\nrequests\n", encoding="utf-8-sig")
+    there, answer = closure(source, "requirements.txt")
+    assert answer.returncode == 0, answer.stderr
+    assert (there / "base.txt").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_told_with_the_file(source: Path, encoding: str) -> None:
+    (source / "requirements.txt").write_text("luigi # für alle\n", encoding=encoding)
+    _there, answer = closure(source, "requirements.txt")
+    assert answer.returncode == 1
+    assert answer.stderr == "requirements: requirements.txt is not in UTF-8. Save it in that, without a coding line\n"

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -300,6 +301,73 @@ def test_a_run_that_is_settled_long_after_its_end_did_not_time_out(ledger: Ledge
     left = ledger.run(run_id)
     assert left is not None
     assert (left.outcome, left.exit_code) == ("succeeded", 0)
+
+
+HANGS_ONCE = """
+import os, time
+hangs = not os.path.exists({flag!r})
+open({flag!r}, "w").close()
+time.sleep(60 if hangs else 0.5)
+"""
+
+
+@pytest.mark.parametrize("who", ["backfill", "catch-up"])
+def test_a_timeout_ends_its_own_run_and_none_that_comes_after_it(
+    ledger: Ledger, engine: ProcessEngine, tmp_path: Path, who: str
+) -> None:
+    declare(timeout="2s", stop_grace="1s")
+    engine.program = HANGS_ONCE.format(flag=str(tmp_path / "hung"))
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    todo = [now - timedelta(minutes=minutes) for minutes in (4, 3, 2)]
+    ledger.register(Pipeline.model_validate(_document()), now - timedelta(hours=1))
+    if who == "backfill":
+        backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing)
+    else:
+        catch_up.work_through(ledger, engine, "arxlive", [(slot, who) for slot in todo], nothing, nothing)
+    ends = [(run.outcome, run.exit_code, run.ending) for run in reversed(ledger.history("arxlive", 9))]
+    assert ends == [("timed_out", 124, "timed_out"), ("succeeded", 0, None), ("succeeded", 0, None)]
+
+
+def test_a_backfill_goes_on_and_bounds_its_runs_when_whoever_looked_on_has_gone(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(timeout="1s", stop_grace="1s")
+    engine.program = "import time; print('hello', flush=True); time.sleep(60)"
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    todo = [now - timedelta(minutes=minutes) for minutes in (4, 3)]
+    monkeypatch.setattr(compose, "ComposeEngine", lambda: engine)
+    monkeypatch.setattr(backfill, "open_slots", lambda *_arguments: todo)
+    monkeypatch.setattr(cli, "pass_on", nothing)
+    ledger.let_go()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        with contextlib.suppress(BaseException):
+            read, write = os.pipe()
+            os.dup2(write, 2)
+            os.close(read)
+            sys.stderr = os.fdopen(2, "w")
+            code = cli.main(["backfill", "arxlive", "--from", f"{now:%F}", "--to", f"{now:%F}"])
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 124
+    assert [(run.slot, run.outcome) for run in reversed(ledger.history("arxlive", 9))] == [
+        (timestamp(slot), "timed_out") for slot in todo
+    ]
+
+
+def test_who_reads_slowly_costs_no_memory_by_lines_however_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reads = threading.Event()
+    monkeypatch.setattr(cli, "show_line", lambda _line: reads.wait(30))
+    viewer = cli.Viewer()
+    line = Line("2026-11-23T03:00:00Z", "stdout", b"x" * 1_000_000)
+    for _ in range(100):
+        viewer(line)
+    reads.set()
+    viewer.close()
+    assert "lines came too fast to be shown" in capsys.readouterr().err
+    assert viewer._taken <= viewer.MOST + len(line.data)
 
 
 @pytest.mark.parametrize("who", ["look", "catch-up", "backfill"])

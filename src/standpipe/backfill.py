@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from tqdm import tqdm
@@ -87,12 +90,39 @@ def backfill(
     return worst
 
 
+class Onlooker:
+    """Standard error, for as long as somebody reads it: that he has gone is no error of whoever writes."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Be what standard error is."""
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        """Write there."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def flush(self) -> None:
+        """Have it written: it is."""
+
+
+ONLOOKER = Onlooker()
+
+
 def shown(todo: list[datetime], name: str) -> Iterator[datetime]:
     """Yield the slots beside a bar that shows how far it is."""
-    with tqdm(todo, desc=name, unit="slot") as bar:
+    with tqdm(todo, desc=name, unit="slot", file=ONLOOKER) as bar:
         for slot in bar:
             bar.set_postfix_str(f"{slot:%Y-%m-%d %H:%M} UTC")
             yield slot
+
+
+def beside_the_bar(message: str) -> None:
+    """Say something to whoever looks at the bar."""
+    tqdm.write(f"standpipe: {message}", file=ONLOOKER)
 
 
 def wait_until_free(

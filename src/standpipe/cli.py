@@ -91,9 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 def internal() -> int:
     """Tell of an error that nobody foresaw, on standard error and in the system's journal."""
     told = traceback.format_exc()
-    print(told, file=sys.stderr, end="")
-    print("standpipe: this is an error in standpipe itself; please report it with the lines above", file=sys.stderr)
     note(told)
+    tell(f"{told}standpipe: this is an error in standpipe itself; please report it with the lines above", sys.stderr)
     return InternalError.exit_code
 
 
@@ -472,10 +471,7 @@ def call_stop(arguments: argparse.Namespace) -> int:
     require_known(ledger, arguments.name)
     have_others_settled(ledger, arguments.name)
 
-    def say(message: str) -> None:
-        print(f"standpipe: {message}", file=sys.stderr, flush=True)
-
-    run = runner.stop(ledger, ComposeEngine(), arguments.name, who_asks(), say)
+    run = runner.stop(ledger, ComposeEngine(), arguments.name, who_asks(), warn)
     if run is None and (by_hand := runner.holder_of_lock(ComposeEngine(), arguments.name)):
         raise AlreadyRunning(f"{arguments.name} has no run to stop; its lock is held by {by_hand}: docker stop it")
     print(f"{run.pipeline}: run {run.id} {report.outcome(run)}" if run else f"{arguments.name}: nothing is running")
@@ -503,12 +499,8 @@ def call_backfill(arguments: argparse.Namespace) -> int:
         print(f"{arguments.name}: no slot of {arguments.first} to {arguments.last} is left to be done")
         return 0
 
-    def say(message: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"standpipe: {message}", file=sys.stderr)
-
     try:
+        say = backfill.beside_the_bar
         return backfill.backfill(ledger, ComposeEngine(), arguments.name, todo, quiet, say, arguments.again)
     finally:
         pass_on(ledger)
@@ -521,7 +513,7 @@ def call_catch_up(_arguments: argparse.Namespace) -> int:
 
     def say(message: str) -> None:
         note(message)
-        print(message, flush=True)
+        tell(message, sys.stdout)
 
     ledger = open_ledger()
     warn_of_the_clock(ledger, say)
@@ -544,7 +536,12 @@ def tell(message: str, target: TextIO) -> None:
     try:
         print(message, file=target, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+        show_no_more(target)
+
+
+def show_no_more(target: TextIO) -> None:
+    """Show nothing there from now on: whoever looked on has gone, or his disk is full; what is done goes on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
 
 
 def warn(message: str) -> None:
@@ -556,17 +553,20 @@ class Viewer:
     """Shows lines beside the run: whoever reads them slowly, or stops, holds up nothing."""
 
     LIMIT = 100_000  # lines that may wait to be shown
+    MOST = 32_000_000  # bytes of such lines
 
     def __init__(self) -> None:
         """Start showing."""
         self._lines: SimpleQueue[Line | None] = SimpleQueue()
         self._dropped = 0
+        self._taken, self._shown = 0, 0  # bytes; each is counted by one thread
         self._thread = Thread(target=self._show, daemon=True)
         self._thread.start()
 
     def __call__(self, line: Line) -> None:
         """Take a line, to show it in its turn."""
-        if self._lines.qsize() < self.LIMIT:
+        if self._lines.qsize() < self.LIMIT and self._taken - self._shown < self.MOST:
+            self._taken += len(line.data)
             self._lines.put(line)
         else:
             self._dropped += 1
@@ -581,6 +581,7 @@ class Viewer:
     def _show(self) -> None:
         while (line := self._lines.get()) is not None:
             show_line(line)
+            self._shown += len(line.data)
 
 
 def show_line(line: Line) -> None:
@@ -592,8 +593,7 @@ def show_line(line: Line) -> None:
     try:
         print(spool.printable(line.data), file=target, end=end, flush=True)
     except OSError:
-        # Whoever looked on has gone, or his disk is full; the run and its spool go on.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
+        show_no_more(target)
 
 
 def note(message: str) -> None:
@@ -794,7 +794,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
     if arguments.follow:  # a converge may be under way: what it registers, and its images, are left to it
         runner.settle_and_follow(ledger, ComposeEngine(), None, say)
     else:
-        runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: print(message, flush=True))
+        runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: tell(message, sys.stdout))
         with suppress(OSError):  # they are written again at the next run's end
             metrics.write(ledger)
     receipts.confirm(ledger, ComposeEngine(), say, wait=False)

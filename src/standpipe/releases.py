@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from standpipe import configuration, paths
@@ -90,10 +90,18 @@ def keep(pipeline: str, count: int) -> Release | None:
         shutil.rmtree(place, ignore_errors=True)
         unfinished.rename(place)
     (place / ROLLED_BACK).unlink(missing_ok=True)
-    (place / KEPT_AT).write_text(f"{datetime.now(UTC).isoformat()}\n")
+    date_now(pipeline, place)
     for old in kept(pipeline)[count:]:
         shutil.rmtree(directory(pipeline) / old.name)
     return next(release for release in kept(pipeline) if release.name == name)
+
+
+def date_now(pipeline: str, place: Path) -> None:
+    """Note that a release is in service from now on: after each other, also where a clock was ahead."""
+    now = datetime.now(UTC)
+    others = (datetime.fromisoformat(release.kept_at) for release in kept(pipeline))
+    latest = max(others, default=now)
+    (place / KEPT_AT).write_text(f"{max(now, latest + timedelta(microseconds=1)).isoformat(timespec='microseconds')}\n")
 
 
 def roll_back(pipeline: str, has_image: Callable[[str], bool], to: str | None = None) -> Release:
@@ -132,7 +140,7 @@ def roll_back(pipeline: str, has_image: Callable[[str], bool], to: str | None = 
     for path in files(pipeline):
         put(place / path.relative_to(paths.ROOT), path)
     (place / ROLLED_BACK).unlink(missing_ok=True)
-    (place / KEPT_AT).write_text(f"{datetime.now(UTC).isoformat()}\n")
+    date_now(pipeline, place)
     return target
 
 

@@ -58,6 +58,12 @@ class Requests(SimpleQueue[str]):
 
     asked = False
 
+    def forget(self) -> None:
+        """Take what nobody has taken."""
+        with suppress(Empty):
+            while True:
+                self.get_nowait()
+
 
 def run(
     ledger: Ledger, engine: Engine, name: str, day: date | None, scheduled: bool, listen: Listener, say: Teller
@@ -383,6 +389,7 @@ def bounded(
         over.set()
         requests.put("over")
         watcher.join()
+        requests.forget()  # a watcher that the timeout woke has not taken it, and that of the next run would
 
 
 def end(ledger: Ledger, engine: Engine, run_id: str, pipeline: Pipeline, why: str, over: Event, say: Teller) -> None:

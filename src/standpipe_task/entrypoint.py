@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,7 @@ def run_luigi(arguments: list[str], kept: output.Output | None, tell: Callable[[
         os.set_blocking(answer.fileno(), False)
         verdict = answer.read() or b""
     if code < 0:
-        tell(f"Luigi was ended by signal {-code} ({signal.Signals(-code).name})")
+        tell(f"Luigi was ended by signal {-code} ({signal.strsignal(-code)})")
         return 128 - code
     if code == ALREADY_RUNNING:
         tell(f"the pipeline's own code ended with {code}, which here means a held lock: taken as a failure")
@@ -165,7 +166,8 @@ def luigi_child(verdict: int, arguments: list[str]) -> int:
         traceback.print_exc()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        sys.stdout.flush()
+        with suppress(AttributeError, ValueError, OSError):  # a task may have closed it, or put something in its place
+            sys.stdout.flush()
         if code == 0 and raised_in(end).partition(".")[0] not in ("luigi", "argparse"):
             return 0  # not Luigi's word: a module or a task said so, and nothing may have been done
         os.write(verdict, str(code).encode())

@@ -9,6 +9,7 @@ run gets a receipt. Whatever is killed on the way, the same is made of the intak
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import hashlib
 import json
@@ -24,6 +25,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from io import BufferedReader
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,7 @@ def collect(
     troubles: dict[Path, tuple[str, float]] = {}  # what was told of a run, and when it is tried again
     disks = Disks(alarm, say)
     guard, rejected = Guard(alarm), Rejected(alarm)
+    packing: Iterator[None] = iter(())
     tidied_at = -math.inf
     while True:
         found = set(runs_taken_in())
@@ -102,8 +105,13 @@ def collect(
             tidied_at = time.monotonic()
             take_back_receipts(alarm)
             if compress_after is not None:
-                compress(datetime.now(UTC) - compress_after, alarm, asked_to_stop)
+                packing = chain(packing, compress(datetime.now(UTC) - compress_after, alarm))
+        for _piece in islice(packing, HELD_AT_ONCE // PACKED_AT_ONCE):
+            pass  # then receipts have their turn
         if is_all and not wait():
+            for _piece in packing:
+                if asked_to_stop():
+                    return  # what is unfinished is begun anew
             return
 
 
@@ -216,7 +224,7 @@ def take_back_receipts(alarm: Teller) -> None:
     for folder in paths.RECEIPTS.glob("*/*"):
         logs = paths.COLLECTED / folder.relative_to(paths.RECEIPTS)
         if is_hidden(logs, folder):
-            alarm(f"{logs}: no log is there of those that were confirmed: is its disk mounted? The receipts stay")
+            alarm(f"{logs}: its confirmed logs are gone together: is its disk mounted? The receipts stay")
             continue
         for receipt in folder.glob("*.json"):
             if is_gone(logs / receipt.with_suffix(".log").name):
@@ -230,10 +238,13 @@ def is_gone(log: Path) -> bool:
 
 
 def is_hidden(logs: Path, receipts: Path) -> bool:
-    """Say whether the logs of a pipeline are gone all together, as when their disk is not mounted."""
-    return len(list(receipts.glob("*.json"))) > 1 and not any(
-        RUN.fullmatch(path.name[:26]) for path in logs.glob("*.log*")
-    )
+    """Say whether logs of a pipeline are gone all together, as when their disk is not mounted.
+
+    What is here is then younger than all that is gone: runs may have come since.
+    """
+    here = {path.name.partition(".")[0] for path in logs.glob("*.log*") if RUN.fullmatch(path.name[:26])}
+    gone = {path.stem for path in receipts.glob("*.json")} - here
+    return len(gone) > 1 and not any(run < max(gone) for run in here)  # an id begins with the time
 
 
 def compressible() -> Iterator[Path]:
@@ -245,28 +256,49 @@ def compressible() -> Iterator[Path]:
     yield from paths.COLLECTED.glob("*/system-*.log")
 
 
-def compress(before: datetime, alarm: Teller, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
-    """Compress the files that were last written before an instant; their age stays."""
+def compress(before: datetime, alarm: Teller) -> Iterator[None]:
+    """Compress the files that were last written before an instant, a piece at a time; their age stays."""
     for path in compressible():
-        seen = path.stat()
-        if seen.st_mtime >= before.timestamp():
-            continue
         unfinished = path.with_suffix(".log.gz.unfinished")
         try:
+            seen = path.stat()
+            if seen.st_mtime >= before.timestamp():
+                continue
             with path.open("rb") as source, gzip.open(unfinished, "wb", compresslevel=6) as target:
                 while piece := source.read(PACKED_AT_ONCE):
-                    if asked_to_stop():
-                        return  # what is unfinished is begun anew
                     target.write(piece)
+                    yield
             unfinished.chmod(0o640)
             os.utime(unfinished, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             spool.flush(unfinished)
-            unfinished.rename(path.with_suffix(".log.gz"))
+            if mark_of(path.stat()) != mark_of(seen):
+                unfinished.unlink()  # it was written on, or anew: it is not that old any more
+                continue
+            unfinished.rename(packed_name(path, seen.st_mtime_ns))
             path.unlink()
+        except FileNotFoundError:
+            unfinished.unlink(missing_ok=True)  # it was removed by its age
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             alarm(f"{path}: cannot be compressed: {error.strerror}")
-            return
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return
+
+
+def mark_of(seen: os.stat_result) -> tuple[int, int, int]:
+    """Return by what a file is known as it was."""
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def packed_name(path: Path, written_ns: int) -> Path:
+    """Return what a file is called when it is compressed.
+
+    A day of a system's may be there already: by a clock that was wrong, rsyslog went on writing in one that was over.
+    """
+    packed = path.with_suffix(".log.gz")
+    if RUN.fullmatch(path.stem) or not packed.exists() or packed.stat().st_mtime_ns == written_ns:
+        return packed
+    return path.with_suffix(f".{written_ns}.log.gz")
 
 
 def runs_taken_in() -> Iterator[Path]:
@@ -453,7 +485,11 @@ class Assembly:
         """Give the receipt where the digest agrees; else set all aside, so that the host can send it anew."""
         if self._digest.hexdigest() != end["sha256"]:
             aside = self._intake.with_suffix(f".refused-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-            shutil.copyfile(self._intake, aside)
+            try:
+                shutil.copyfile(self._intake, aside)
+            except OSError:
+                aside.unlink(missing_ok=True)  # the disk is full, and the next look has another name
+                raise
             os.truncate(self._intake, 0)  # rsyslog has it open
             self._log.unlink(missing_ok=True)
             self._alarm(
@@ -470,7 +506,11 @@ class Assembly:
             self._alarm(f"{self.name}: its file was changed before it was confirmed; it is written anew")
             self._start_over()
             return
-        spool.flush(self._log)
+        try:
+            spool.flush(self._log)
+        except OSError:
+            self._log.unlink(missing_ok=True)  # to be written anew: a second flush would not tell of it
+            raise
         host, pipeline, run = self.name.split("/")
         receipt = {"schema": 1, "host": host, "pipeline": pipeline, "run": run}
         receipt |= {"count": end["count"], "sha256": end["sha256"], "received_at": f"{datetime.now(UTC):%FT%TZ}"}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from standpipe import paths
 from standpipe.errors import UsageError
-from standpipe.logs.collect import HOST, PIPELINE, Teller, changes, logs_of_runs, opened, receipt_of
+from standpipe.logs.collect import HOST, PIPELINE, RUN, Teller, changes, logs_of_runs, opened, receipt_of
 
 CONFIRMED_WITHIN = 5  # seconds from a run's end, after which a receipt is not waited for
 
@@ -73,6 +73,7 @@ def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) 
 
     What is no line of such a file is skipped and told, as the file was changed by somebody.
     """
+    of_a_run = RUN.fullmatch(run_of(path)) is not None
     with opened(path) as file:
         while True:
             more = growing()
@@ -82,7 +83,7 @@ def read(path: Path, tell: Teller, growing: Callable[[], bool] = lambda: False) 
                     tell(f"{path} is damaged: a line was skipped that has no time and no stream")
                     continue
                 entry = Entry(*parts)
-                if entry.stream == "end":
+                if entry.stream == "end" and of_a_run:  # in a system's log that is some program's name
                     until = time.monotonic() + CONFIRMED_WITHIN
                     while growing() and receipt_of(path) is None and time.monotonic() < until:
                         time.sleep(0.2)
