@@ -270,7 +270,7 @@ class MatchPapers(DatedTask):
 
     A budget that ends is no failure: what was asked until then is stored, the report says what is
     left, and the task is not done: the next run, of this date or another, goes on there. Papers that
-    OpenAlex has no answer for are put off, and the task fails with their names when all else is done.
+    OpenAlex has no answer for, or whose match goes wrong, are put off, and the task fails with their names when all else is done.
     """
 
     resources = {"openalex": 1}  # noqa: RUF012 - as above
@@ -304,7 +304,7 @@ class MatchPapers(DatedTask):
                 ended = str(end)
         report = {
             "date": self.date.isoformat(),
-            "final": ended is None and not outcome.unanswered,
+            "final": ended is None and not outcome.unanswered and not outcome.failed,
             "ended": ended,
             **asdict(outcome),
             "papers_in_store": store.papers_in_store(self.engine()),
@@ -330,8 +330,10 @@ class MatchPapers(DatedTask):
                 expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
             except Exception as error:
                 log.warning("what the nights to come will ask for could not be told: %r", error)
-        if lost := outcome.unanswered:
-            raise OpenAlexError(f"no answer from OpenAlex: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}")
+        faults = {"no answer from OpenAlex": outcome.unanswered, "could not be compared with its answer": outcome.failed}
+        told = [f"{what}: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}" for what, lost in faults.items() if lost]
+        if told:
+            raise OpenAlexError("; ".join(told))
 
 
 def _is_final(path: Path) -> bool:
