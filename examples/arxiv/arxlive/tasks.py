@@ -266,7 +266,8 @@ class MatchPapers(DatedTask):
 
     A budget that ends is no failure: what was asked until then is stored, the report says what is
     left, and the task is not done: the next run, of this date or another, goes on there. Papers that
-    OpenAlex has no answer for, or whose match goes wrong, are put off, and the task fails with their names when all else is done.
+    OpenAlex has no answer for, or whose match goes wrong, are put off, and the task fails with their
+    names when all else is done.
     """
 
     resources = {"openalex": 1}  # noqa: RUF012 - as above
