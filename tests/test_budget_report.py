@@ -334,6 +334,29 @@ def test_metrics_say_what_is_left(books: Books, ledger: Ledger) -> None:
     assert families["standpipe_budget_left"][0].value == 9997
 
 
+@pytest.mark.parametrize(
+    ("limit", "spent", "dry"),
+    [
+        ("0.05", 50, "2026-10-06"),  # to the limit
+        ("0.0502", 50, "no"),  # there is enough for a list
+        ("0.05009", 50, "2026-10-06"),
+        ("0", 0, "no"),
+        ("0.00009", 0, "no"),
+    ],
+)
+def test_what_is_spent_with_no_slot_to_follow_has_run_dry(books: Books, limit: str, spent: int, dry: str) -> None:
+    prices = {"list": "0.0001", "search": "0.001", "free": "0"}
+    declared = {"name": "openalex", "limit": limit, "unit": "USD", "period": "day", "prices": prices}
+    books.terms = spending.Terms.of(declared)
+    books.at("2026-10-06T03:00")
+    with spending.books(books.database) as opened:
+        for number in range(spent):
+            opened.reserve(f"{number}", books.terms, "arxlive", "by hand", "search")
+            opened.settle(f"{number}", books.terms)
+    books.at("2026-10-06T04:00")  # the only slot of the day is over
+    assert report.when_dry(report.outlook(books.database, books.terms).forecast) == dry
+
+
 def test_people_are_warned_once_a_period_that_it_may_and_once_that_it_will(books: Books) -> None:
     def warned(level: int) -> bool:
         with spending.books(books.database) as opened:
