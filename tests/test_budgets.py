@@ -957,6 +957,20 @@ def test_a_host_spends_by_the_books_that_it_knows_and_by_others_when_it_is_told_
     assert identity() == first
 
 
+def test_books_that_are_set_aside_while_they_are_open_keep_all_that_was_spent(host: Path) -> None:
+    paths.BUDGETS.write_text("[{name: ten, limit: '10'}]")
+    with closing(budgets.open_books()) as live:  # as the service has them: what was spent is in the log beside them
+        reserve(live, "one")
+        settle(live, "one")
+        aside = budgets.begin_new_books(datetime(2026, 11, 20, 12, 30, tzinfo=UTC))
+    old = f"{paths.BUDGET_LEDGER}.aside-20261120T123000Z"
+    assert sorted(map(str, aside)) == [old, f"{old}-shm", f"{old}-wal"]
+    with closing(sqlite3.connect(old)) as found:
+        assert found.execute("SELECT spent FROM period").fetchall() == [(CALL,)]
+    with closing(budgets.open_books()) as new:
+        assert spending.state(new, TEN).spent == 0
+
+
 def test_a_host_that_has_begun_its_books_before_they_were_told_apart_goes_on(host: Path) -> None:
     paths.BUDGETS.write_text("[{name: ten, limit: '10'}]")
     budgets.open_books().close()
