@@ -716,6 +716,31 @@ def test_what_a_clock_that_was_ahead_had_spent_counts_now(database: spending.Dat
     assert spending.state(database, TEN).left == 10 * CALL
 
 
+def test_what_a_clock_that_was_ahead_had_spent_is_shown_on_no_day_to_come(
+    database: spending.Database, clock: Clock
+) -> None:
+    for ahead in ("2026-12-20", "2027-03-01"):
+        clock.set(f"{ahead}T23:59:59+00:00")
+        reserve(database, ahead)
+        clock.now += 1
+        reserve(database, f"after {ahead}")
+        for number in (ahead, f"after {ahead}"):
+            settle(database, number)
+    reserve(database, "under way")
+    clock.set("2026-12-05T12:00:00+00:00")
+    with spending.books(database) as books:
+        books.trust_clock(TEN)
+    settle(database, "under way")
+    now = spending.state(database, TEN, "2026-11-01")
+    assert now.days == [("2026-12-05", "arxlive", 3, 3 * CALL)]
+    assert (now.spent, now.elsewhere, now.left) == (3 * CALL, 2 * CALL, 5 * CALL)
+    with pytest.raises(spending.Spent, match="this run has spent 5 of its 5 calls"):
+        reserve(database, "next", per_run=5 * CALL)
+    clock.set("2027-03-02T12:00:00+00:00")
+    later = spending.state(database, TEN, "2027-01-01")
+    assert (later.days, later.left) == ([], 10 * CALL)
+
+
 def test_a_body_that_cannot_be_sent_again_is_sent_once(server: Counting, local: Path) -> None:
     with session(server) as api, pytest.raises(requests.ConnectionError):
         api.put(f"{server.address}/broken", data=iter([b"first", b"second"]))

@@ -479,15 +479,16 @@ class Books:
             account.elsewhere += max(0, account.left - max(0, remaining - account.reserved))
 
     def _spend(
-        self, account: Account, starts: int, day: date, who: Tuple[str, str, str], much: Tuple[int, int]
+        self, account: Account, starts: int, day: Optional[date], who: Tuple[str, str, str], much: Tuple[int, int]
     ) -> None:
+        """Note what a run has spent; of no day is what its envelope alone is to know."""
         pipeline, run, kind = who
         self._database.execute(
             "INSERT INTO spending (budget, starts, day, pipeline, run, kind, calls, amount) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (budget, run, day, pipeline, kind, starts) DO UPDATE "
             "SET calls = spending.calls + excluded.calls, amount = spending.amount + excluded.amount",
-            *(account.terms.name, starts, day.isoformat(), pipeline, run, kind, *much),
+            *(account.terms.name, starts, day.isoformat() if day else "", pipeline, run, kind, *much),
         )
 
     def refund(self, ident: str, terms: Terms) -> None:
@@ -565,6 +566,21 @@ class Books:
         ).fetchone()
         self._database.execute("DELETE FROM period WHERE budget = ? AND starts >= ?", terms.name, account.ends)
         account.elsewhere += int(ahead[0])
+        self._database.execute(
+            "UPDATE reservation SET starts = ?, due = ? WHERE budget = ? AND due > ?",
+            *(account.starts, self.now, terms.name, self.now),
+        )
+        # What was spent on days to come is not shown when they come; but the runs go on in the same envelopes.
+        today = terms.day_at(self.now)
+        rows = self._database.execute(
+            "SELECT starts, pipeline, run, kind, sum(calls), sum(amount) FROM spending "
+            "WHERE budget = ? AND day > ? AND calls > 0 GROUP BY starts, pipeline, run, kind",
+            *(terms.name, today.isoformat()),
+        ).fetchall()
+        self._database.execute("DELETE FROM spending WHERE budget = ? AND day > ?", terms.name, today.isoformat())
+        for starts, pipeline, run, kind, calls, amount in rows:
+            day = today if starts < account.ends else None  # else it is under `elsewhere`
+            self._spend(account, account.starts, day, (pipeline, run, kind), (int(calls), int(amount)))
 
     def write(self) -> None:
         """Put down what has changed."""
