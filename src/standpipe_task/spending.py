@@ -30,6 +30,7 @@ CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
 SETTLES_IN = 600  # seconds from a period's start for which a provider may still speak of the one before
 MOST_HOLD = 86400  # seconds for which a provider's word counts, whatever it says
 LONGEST_ORDER = 4096  # bytes, of what a run says through its socket
+WARNING = 600  # seconds within which people are warned, or whoever was at it was killed
 MOST_DAYS = 31  # ahead for which a pipeline may tell what it expects
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
@@ -55,11 +56,12 @@ TABLES = (
         PRIMARY KEY (budget, pipeline))""",
     "CREATE TABLE IF NOT EXISTS identity (one BIGINT PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
 )
-# What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
-# them brought into a period from those that it overlaps.
+# What books that were begun before it lack: by which period and zone a budget was counted last, what a change of them
+# brought into a period from those that it overlaps, and since when somebody is at it to warn people of a period.
 COLUMNS = (
     ("budget", "counted_by", "TEXT NOT NULL DEFAULT ''"),
     ("period", "carried", "BIGINT NOT NULL DEFAULT 0"),
+    ("period", "warning_since", "DOUBLE PRECISION NOT NULL DEFAULT 0"),
 )
 
 
@@ -545,15 +547,26 @@ class Books:
     def warn(self, terms: Terms, level: int) -> bool:
         """Note how urgently people were warned of the present period; return whether that is more than they knew."""
         changed = self._database.execute(
-            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned < ?",
+            "UPDATE period SET warned = ?, warning_since = 0 WHERE budget = ? AND starts = ? AND warned < ?",
             *(level, terms.name, self.account(terms).starts, level),
         )
         return bool(changed.rowcount)
 
-    def take_back_warning(self, terms: Terms) -> None:
-        """Note that they could not be warned after all."""
+    def begin_warning(self, terms: Terms, level: int) -> bool:
+        """Say whether people are to be warned now: they know less, and nobody else who has these books is at it."""
+        account = self.account(terms)
+        changed = self._database.execute(
+            "UPDATE period SET warning_since = ? WHERE budget = ? AND starts = ? AND warned < ? "
+            "AND NOT warning_since BETWEEN ? AND ?",
+            *(self.now, terms.name, account.starts, level, self.now - WARNING, self.now),
+        )
+        return bool(changed.rowcount)
+
+    def give_up_warning(self, terms: Terms) -> None:
+        """Note that nobody could be warned: the next who looks is to try."""
         self._database.execute(
-            "UPDATE period SET warned = 0 WHERE budget = ? AND starts = ?", terms.name, self.account(terms).starts
+            "UPDATE period SET warning_since = 0 WHERE budget = ? AND starts = ?",
+            *(terms.name, self.account(terms).starts),
         )
 
     def trust_clock(self, terms: Terms) -> None:
