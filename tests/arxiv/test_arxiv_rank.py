@@ -158,6 +158,6 @@ def test_authors_are_compared_by_surname_and_initial() -> None:
 
 
 def test_an_author_without_a_surname_is_the_same_as_nobody() -> None:
-    nameless = [{"forenames": "Ada"}, {"affiliation": ["CERN"]}, {"keyname": "--", "forenames": "Ada"}]
+    nameless: list[dict[str, Any]] = [{"forenames": "Ada"}, {"affiliation": ["CERN"]}, {"keyname": "--"}]
     assert common_authors(nameless, ["Ada", "", "--"]) == 0.0
     assert common_authors([nameless[0], *ADA], ["Ada Lovelace", "Emmy Noether", "Ada"]) == pytest.approx(2 / 3)
