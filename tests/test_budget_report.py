@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import socket
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -334,6 +337,29 @@ def test_metrics_say_what_is_left(books: Books, ledger: Ledger) -> None:
     assert families["standpipe_budget_left"][0].value == 9997
 
 
+@pytest.mark.parametrize(
+    ("limit", "spent", "dry"),
+    [
+        ("0.05", 50, "2026-10-06"),  # to the limit
+        ("0.0502", 50, "no"),  # there is enough for a list
+        ("0.05009", 50, "2026-10-06"),
+        ("0", 0, "no"),
+        ("0.00009", 0, "no"),
+    ],
+)
+def test_what_is_spent_with_no_slot_to_follow_has_run_dry(books: Books, limit: str, spent: int, dry: str) -> None:
+    prices = {"list": "0.0001", "search": "0.001", "free": "0"}
+    declared = {"name": "openalex", "limit": limit, "unit": "USD", "period": "day", "prices": prices}
+    books.terms = spending.Terms.of(declared)
+    books.at("2026-10-06T03:00")
+    with spending.books(books.database) as opened:
+        for number in range(spent):
+            opened.reserve(f"{number}", books.terms, "arxlive", "by hand", "search")
+            opened.settle(f"{number}", books.terms)
+    books.at("2026-10-06T04:00")  # the only slot of the day is over
+    assert report.when_dry(report.outlook(books.database, books.terms).forecast) == dry
+
+
 def test_people_are_warned_once_a_period_that_it_may_and_once_that_it_will(books: Books) -> None:
     def warned(level: int) -> bool:
         with spending.books(books.database) as opened:
@@ -343,6 +369,36 @@ def test_people_are_warned_once_a_period_that_it_may_and_once_that_it_will(books
     assert [warned(1), warned(1), warned(2), warned(1), warned(2)] == [True, False, True, False, False]
     books.at("2026-11-16T12:00")
     assert warned(2)
+
+
+def test_a_warning_whose_sender_is_killed_is_sent_by_another_and_by_one_at_a_time(books: Books) -> None:
+    paths.BUDGETS.write_text("[{name: openalex, limit: '1000'}]")
+    books.terms = budgets.named("openalex")
+    with spending.books(books.database) as opened:  # of the time now: the processes below go by it
+        for number in range(1000):
+            opened.reserve(f"{number}", books.terms, "arxlive", "by hand")
+            opened.settle(f"{number}", books.terms)
+    hook = Hook()
+    stuck = socket.create_server(("127.0.0.1", 0))  # takes the connection, and says nothing
+    look = [sys.executable, "-c", "from standpipe import notify; notify.warn_of_budgets(print)"]
+
+    def told_of(port: int) -> None:
+        paths.NOTIFY.write_text(f"urls: ['json://127.0.0.1:{port}/x']")
+
+    told_of(stuck.getsockname()[1])
+    with subprocess.Popen(look) as sender, stuck, stuck.accept()[0]:
+        sender.kill()
+    told_of(hook.port)
+    said: list[str] = []
+    notify.warn_of_budgets(said.append)
+    assert (said, hook.taken) == ([], [])  # it may be on its way still
+    books.database.execute("UPDATE period SET warning_since = warning_since - ?", spending.WARNING + 1)
+    for _ in range(2):
+        notify.warn_of_budgets(said.append)
+    assert (said, len(hook.taken)) == ([], 1)
+    assert "runs dry: 20" in hook.taken[0]["title"]
+    hook.server.shutdown()
+    hook.server.server_close()
 
 
 def test_a_warning_that_reached_somebody_is_not_sent_again_and_one_budget_that_is_away_keeps_back_no_other(

@@ -716,6 +716,31 @@ def test_what_a_clock_that_was_ahead_had_spent_counts_now(database: spending.Dat
     assert spending.state(database, TEN).left == 10 * CALL
 
 
+def test_what_a_clock_that_was_ahead_had_spent_is_shown_on_no_day_to_come(
+    database: spending.Database, clock: Clock
+) -> None:
+    for ahead in ("2026-12-20", "2027-03-01"):
+        clock.set(f"{ahead}T23:59:59+00:00")
+        reserve(database, ahead)
+        clock.now += 1
+        reserve(database, f"after {ahead}")
+        for number in (ahead, f"after {ahead}"):
+            settle(database, number)
+    reserve(database, "under way")
+    clock.set("2026-12-05T12:00:00+00:00")
+    with spending.books(database) as books:
+        books.trust_clock(TEN)
+    settle(database, "under way")
+    now = spending.state(database, TEN, "2026-11-01")
+    assert now.days == [("2026-12-05", "arxlive", 3, 3 * CALL)]
+    assert (now.spent, now.elsewhere, now.left) == (3 * CALL, 2 * CALL, 5 * CALL)
+    with pytest.raises(spending.Spent, match="this run has spent 5 of its 5 calls"):
+        reserve(database, "next", per_run=5 * CALL)
+    clock.set("2027-03-02T12:00:00+00:00")
+    later = spending.state(database, TEN, "2027-01-01")
+    assert (later.days, later.left) == ([], 10 * CALL)
+
+
 def test_a_body_that_cannot_be_sent_again_is_sent_once(server: Counting, local: Path) -> None:
     with session(server) as api, pytest.raises(requests.ConnectionError):
         api.put(f"{server.address}/broken", data=iter([b"first", b"second"]))
@@ -955,6 +980,20 @@ def test_a_host_spends_by_the_books_that_it_knows_and_by_others_when_it_is_told_
     assert others()
     budgets.begin_new_books(datetime.now(UTC))
     assert identity() == first
+
+
+def test_books_that_are_set_aside_while_they_are_open_keep_all_that_was_spent(host: Path) -> None:
+    paths.BUDGETS.write_text("[{name: ten, limit: '10'}]")
+    with closing(budgets.open_books()) as live:  # as the service has them: what was spent is in the log beside them
+        reserve(live, "one")
+        settle(live, "one")
+        aside = budgets.begin_new_books(datetime(2026, 11, 20, 12, 30, tzinfo=UTC))
+    old = f"{paths.BUDGET_LEDGER}.aside-20261120T123000Z"
+    assert sorted(map(str, aside)) == [old, f"{old}-shm", f"{old}-wal"]
+    with closing(sqlite3.connect(old)) as found:
+        assert found.execute("SELECT spent FROM period").fetchall() == [(CALL,)]
+    with closing(budgets.open_books()) as new:
+        assert spending.state(new, TEN).spent == 0
 
 
 def test_a_host_that_has_begun_its_books_before_they_were_told_apart_goes_on(host: Path) -> None:

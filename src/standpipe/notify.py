@@ -229,20 +229,27 @@ def warn_of_budgets(say: Callable[[str], None]) -> None:
 
 
 def warn_of(database: spending.Database, terms: spending.Terms, urls: list[str]) -> str | None:
-    """Send word of one budget, if it is to be; return what went wrong. Raises Unavailable."""
+    """Send word of one budget, if it is to be; return what went wrong. Raises Unavailable.
+
+    It is noted once somebody has taken it: who is killed before that is not the last to tell.
+    """
     look = budget_report.outlook(database, terms)
     if look.forecast.may_run_dry is None:
         return None
+    level = 2 if look.forecast.runs_dry else 1
     with spending.books(database) as opened:
-        if not opened.warn(terms, 2 if look.forecast.runs_dry else 1):
-            return None  # they know
+        if not opened.begin_warning(terms, level):
+            return None  # they know, or are being told by another process or host
     title = f"budget {terms.name} on {socket.gethostname()}: runs dry: {budget_report.when_dry(look.forecast)}"
     taken = [send(url, title, budget_report.detail(look)) for url in urls]
-    if any(taken):  # who has taken it is not told again for the others' sake
-        return None if all(taken) else "a warning did not reach every address"
     with spending.books(database) as opened:
-        opened.take_back_warning(terms)
-    return "a warning could not be sent; it is tried again"
+        if any(taken):  # who has taken it is not told again for the others' sake
+            opened.warn(terms, level)
+        else:
+            opened.give_up_warning(terms)
+    if all(taken):
+        return None
+    return "a warning did not reach every address" if any(taken) else "a warning could not be sent; it is tried again"
 
 
 def tell_of_alarms(say: Callable[[str], None]) -> None:

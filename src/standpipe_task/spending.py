@@ -30,6 +30,7 @@ CLOCK_SLIPS = 60  # seconds by which a clock may be put back without more ado
 SETTLES_IN = 600  # seconds from a period's start for which a provider may still speak of the one before
 MOST_HOLD = 86400  # seconds for which a provider's word counts, whatever it says
 LONGEST_ORDER = 4096  # bytes, of what a run says through its socket
+WARNING = 600  # seconds within which people are warned, or whoever was at it was killed
 MOST_DAYS = 31  # ahead for which a pipeline may tell what it expects
 LONGEST_HOLD = 900  # seconds that a request waits at a provider's word; when it asks for more, nothing is left for now
 
@@ -55,11 +56,12 @@ TABLES = (
         PRIMARY KEY (budget, pipeline))""",
     "CREATE TABLE IF NOT EXISTS identity (one BIGINT PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
 )
-# What books that were begun before it lack: by which period and zone a budget was counted last, and what a change of
-# them brought into a period from those that it overlaps.
+# What books that were begun before it lack: by which period and zone a budget was counted last, what a change of them
+# brought into a period from those that it overlaps, and since when somebody is at it to warn people of a period.
 COLUMNS = (
     ("budget", "counted_by", "TEXT NOT NULL DEFAULT ''"),
     ("period", "carried", "BIGINT NOT NULL DEFAULT 0"),
+    ("period", "warning_since", "DOUBLE PRECISION NOT NULL DEFAULT 0"),
 )
 
 
@@ -479,15 +481,16 @@ class Books:
             account.elsewhere += max(0, account.left - max(0, remaining - account.reserved))
 
     def _spend(
-        self, account: Account, starts: int, day: date, who: Tuple[str, str, str], much: Tuple[int, int]
+        self, account: Account, starts: int, day: Optional[date], who: Tuple[str, str, str], much: Tuple[int, int]
     ) -> None:
+        """Note what a run has spent; of no day is what its envelope alone is to know."""
         pipeline, run, kind = who
         self._database.execute(
             "INSERT INTO spending (budget, starts, day, pipeline, run, kind, calls, amount) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (budget, run, day, pipeline, kind, starts) DO UPDATE "
             "SET calls = spending.calls + excluded.calls, amount = spending.amount + excluded.amount",
-            *(account.terms.name, starts, day.isoformat(), pipeline, run, kind, *much),
+            *(account.terms.name, starts, day.isoformat() if day else "", pipeline, run, kind, *much),
         )
 
     def refund(self, ident: str, terms: Terms) -> None:
@@ -544,15 +547,26 @@ class Books:
     def warn(self, terms: Terms, level: int) -> bool:
         """Note how urgently people were warned of the present period; return whether that is more than they knew."""
         changed = self._database.execute(
-            "UPDATE period SET warned = ? WHERE budget = ? AND starts = ? AND warned < ?",
+            "UPDATE period SET warned = ?, warning_since = 0 WHERE budget = ? AND starts = ? AND warned < ?",
             *(level, terms.name, self.account(terms).starts, level),
         )
         return bool(changed.rowcount)
 
-    def take_back_warning(self, terms: Terms) -> None:
-        """Note that they could not be warned after all."""
+    def begin_warning(self, terms: Terms, level: int) -> bool:
+        """Say whether people are to be warned now: they know less, and nobody else who has these books is at it."""
+        account = self.account(terms)
+        changed = self._database.execute(
+            "UPDATE period SET warning_since = ? WHERE budget = ? AND starts = ? AND warned < ? "
+            "AND NOT warning_since BETWEEN ? AND ?",
+            *(self.now, terms.name, account.starts, level, self.now - WARNING, self.now),
+        )
+        return bool(changed.rowcount)
+
+    def give_up_warning(self, terms: Terms) -> None:
+        """Note that nobody could be warned: the next who looks is to try."""
         self._database.execute(
-            "UPDATE period SET warned = 0 WHERE budget = ? AND starts = ?", terms.name, self.account(terms).starts
+            "UPDATE period SET warning_since = 0 WHERE budget = ? AND starts = ?",
+            *(terms.name, self.account(terms).starts),
         )
 
     def trust_clock(self, terms: Terms) -> None:
@@ -565,6 +579,21 @@ class Books:
         ).fetchone()
         self._database.execute("DELETE FROM period WHERE budget = ? AND starts >= ?", terms.name, account.ends)
         account.elsewhere += int(ahead[0])
+        self._database.execute(
+            "UPDATE reservation SET starts = ?, due = ? WHERE budget = ? AND due > ?",
+            *(account.starts, self.now, terms.name, self.now),
+        )
+        # What was spent on days to come is not shown when they come; but the runs go on in the same envelopes.
+        today = terms.day_at(self.now)
+        rows = self._database.execute(
+            "SELECT starts, pipeline, run, kind, sum(calls), sum(amount) FROM spending "
+            "WHERE budget = ? AND day > ? AND calls > 0 GROUP BY starts, pipeline, run, kind",
+            *(terms.name, today.isoformat()),
+        ).fetchall()
+        self._database.execute("DELETE FROM spending WHERE budget = ? AND day > ?", terms.name, today.isoformat())
+        for starts, pipeline, run, kind, calls, amount in rows:
+            day = today if starts < account.ends else None  # else it is under `elsewhere`
+            self._spend(account, account.starts, day, (pipeline, run, kind), (int(calls), int(amount)))
 
     def write(self) -> None:
         """Put down what has changed."""

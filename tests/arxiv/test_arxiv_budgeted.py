@@ -16,7 +16,7 @@ import pytest
 from arxlive import ahead, tasks
 from standpipe_task import purse, spending
 
-from .conftest import papers_of, work
+from .conftest import paper, papers_of, work
 from .test_arxiv_luigi import DAY, command, environment, rows
 
 if TYPE_CHECKING:
@@ -212,6 +212,20 @@ def test_a_paper_without_an_answer_fails_the_run_by_name_after_all_else_and_the_
     assert (written["final"], written["found_by_doi"], written["unanswered"]) == (False, 8, [name])
     matching(server, openalex, tmp_path, STANDPIPE_LOCAL_BUDGETS=declared)
     assert matches(tmp_path)["final"] is True
+
+
+def test_a_paper_that_cannot_be_compared_fails_the_run_by_name_after_all_else(
+    serve: Serve, serve_works: ServeWorks, tmp_path: Path
+) -> None:
+    server = serve([paper("2001.00001", str(DAY), doi="10.1000/one"), paper("2001.00002", str(DAY))])
+    openalex = serve_works([work("W1", "On 2001.00001", "10.1000/one"), held(2)])
+    declared = str(budgets(tmp_path))
+    matching(server, openalex, tmp_path, 30, STANDPIPE_LOCAL_BUDGETS=str(tmp_path / "none"))  # the harvest alone
+    with closing(sqlite3.connect(tmp_path / "data" / "arxlive.sqlite3")) as store, store:
+        store.execute("UPDATE paper SET authors = '[\"Ada\"]' WHERE paper_id = '2001.00001'")
+    said = matching(server, openalex, tmp_path, 30, STANDPIPE_LOCAL_BUDGETS=declared)
+    assert "could not be compared with its answer: 1; 2001.00001: AttributeError" in said
+    assert (matches(tmp_path)["final"], matches(tmp_path)["found_by_doi"]) == (False, 1)
 
 
 def test_without_a_budget_no_call_goes_out_and_the_harvest_stays(

@@ -20,8 +20,9 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.schema import CreateTable
 
 from arxlive.harvest import Page
-from arxlive.store import Base, mark_of, newest_done, open_store, papers_in_store, save
-from arxlive.tasks import RootTask, database_of, days_until
+from arxlive.records import BadRecord
+from arxlive.store import Base, holes, mark_of, open_store, papers_in_store, save
+from arxlive.tasks import NAMED_FOR, RootTask, database_of, days_until
 
 from .conftest import EXAMPLE, paper, papers_of
 
@@ -122,6 +123,31 @@ def test_days_that_no_run_will_reach_are_named(serve: Serve, tmp_path: Path) -> 
     assert "WARNING: 2026-11-02 to 2026-11-17: never harvested" in said
     gap = {"set": "all sets", "from": "2026-11-02", "until": "2026-11-17"}
     assert report(tmp_path, DAY)["never_harvested"] == [gap]
+
+
+def test_each_hole_of_a_year_is_named_whatever_was_read_since(tmp_path: Path) -> None:
+    engine = open_store(f"sqlite:///{tmp_path}/arxlive.sqlite3")
+    bad = [BadRecord(0, "no metadata", "<record/>")]
+
+    def read(day: date, number: int = 1, **more: Any) -> None:
+        for count in range(number):
+            page = Page([], number=1, so_far=0, size=None, last=True, **{"day_over": True, **more})
+            save(engine, day + timedelta(days=count), "", page)
+
+    def named(first: date) -> list[tuple[str, str]]:
+        return [(str(begins), str(ends)) for begins, ends in holes(engine, first - NAMED_FOR, first, "")]
+
+    read(date(2010, 1, 1), 31)  # long ago, by hand: no hole of sixteen years
+    assert named(date(2010, 2, 3)) == [("2010-02-01", "2010-02-02")]
+    read(date(2026, 10, 1), 31)
+    read(date(2026, 11, 14), 2)  # the first night after an outage, which failed half way
+    assert named(date(2026, 11, 15)) == [("2026-11-01", "2026-11-13")]
+    read(date(2026, 11, 16), bad=bad)  # its record has a name in the report
+    read(date(2026, 11, 17), day_over=False)
+    read(date(2026, 11, 18), 4)
+    assert named(date(2026, 11, 22)) == [("2026-11-01", "2026-11-13"), ("2026-11-17", "2026-11-17")]
+    assert named(date(2027, 11, 2)) == [("2026-11-17", "2026-11-17"), ("2026-11-22", "2027-11-01")]
+    assert named(date(2029, 1, 1)) == [("2026-11-22", "2028-12-31")]
 
 
 def test_the_date_of_today_reads_the_day_under_way_each_time(serve: Serve, tmp_path: Path) -> None:
@@ -301,4 +327,4 @@ def test_an_empty_store_says_so(tmp_path: Path) -> None:
     engine = open_store(f"sqlite:///{tmp_path}/new/folder/arxlive.sqlite3")
     assert papers_in_store(engine) == 0
     assert mark_of(engine, DAY, "") is None
-    assert newest_done(engine, DAY, "") is None
+    assert holes(engine, DAY, DAY, "") == []

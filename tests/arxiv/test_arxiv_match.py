@@ -265,6 +265,20 @@ def test_a_title_that_gets_no_answer_keeps_no_other_from_being_asked_for(
     assert night(engine, server, session, NIGHT + timedelta(days=41)).asked_by_title == 0
 
 
+def test_a_paper_that_cannot_be_compared_keeps_no_other_from_its_match(
+    serve_works: ServeWorks, engine: Engine, session: requests.Session
+) -> None:
+    server = serve_works([held(0, "10.1000/zero"), *(held(n) for n in range(1, 4)), held(4, None), held(5, None)])
+    odd = {"authors": ["Ada Lovelace"]}  # of a form that no record has
+    add(engine, record(0, doi="10.1000/zero", **odd), *map(record, range(1, 4)), record(4, **odd), record(5))
+    outcome = night(engine, server, session)
+    assert (outcome.found_by_doi, outcome.left_by_doi) == (3, 0)
+    assert [one.partition(": ")[0] for one in outcome.failed] == ["2001.00000"]
+    outcome = night(engine, server, session, NIGHT + timedelta(days=40))
+    assert set(matched(engine)) == {f"2001.0000{n}" for n in (1, 2, 3, 5)}
+    assert "2001.00004: AttributeError" in str(outcome.failed)
+
+
 def test_where_nobody_answers_the_run_ends_after_a_few_questions_and_puts_nothing_off(
     serve_works: ServeWorks, engine: Engine, session: requests.Session
 ) -> None:

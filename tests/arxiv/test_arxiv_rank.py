@@ -155,3 +155,9 @@ def test_authors_are_compared_by_surname_and_initial() -> None:
     assert common_authors(ADA, ["Byron Lovelace"]) == 0.0
     assert common_authors([{"keyname": "Pérez de la Torre", "forenames": "José"}], ["Jose Torre"]) == 1.0
     assert common_authors([], ["Ada Lovelace"]) == 0.0
+
+
+def test_an_author_without_a_surname_is_the_same_as_nobody() -> None:
+    nameless: list[dict[str, Any]] = [{"forenames": "Ada"}, {"affiliation": ["CERN"]}, {"keyname": "--"}]
+    assert common_authors(nameless, ["Ada", "", "--"]) == 0.0
+    assert common_authors([nameless[0], *ADA], ["Ada Lovelace", "Emmy Noether", "Ada"]) == pytest.approx(2 / 3)

@@ -41,8 +41,8 @@ MOST_IN_A_ROW = 8
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run asked and found, what it left (papers that were due and not asked for), and which
-    papers OpenAlex had no answer for, with what came instead.
+    """What a run asked and found, what it left (papers that were due and not asked for), which papers
+    OpenAlex had no answer for, with what came instead, and which could not be compared with its answer.
     """
 
     asked_by_doi: int = 0
@@ -53,6 +53,7 @@ class Outcome:
     left_by_title: int = 0
     titles_from_age: float = 0.0
     unanswered: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def match(engine: Engine, client: Client, today: date, most_titles: int, outcome
             except Unanswered as error:
                 candidates = []
                 outcome.unanswered.append(f"{paper.paper_id}, by title: {error}")
-            best = rank.by_title(paper.title or "", paper.authors or [], year, candidates)
+            choice = partial(rank.by_title, paper.title or "", paper.authors or [], year, candidates)
+            best = _choose(choice, paper.paper_id, outcome)
             outcome.found_by_title += _store_title(engine, paper.paper_id, asked, best, today)
             outcome.asked_by_title += 1
     finally:
@@ -125,8 +127,18 @@ def _ask_dois(
                 continue
             found, fault = {}, str(error)
             outcome.unanswered.append(f"{part[0][0].paper_id}, by DOI: {error}")
-        outcome.found_by_doi += _store_dois(engine, part, found, today, fault)
+        outcome.found_by_doi += _store_dois(engine, part, found, today, fault, outcome)
         outcome.asked_by_doi += len(part)
+
+
+def _choose(choice: Callable[[], rank.Match | None], paper_id: str, outcome: Outcome) -> rank.Match | None:
+    """Choose among what was found for a paper; where that goes wrong, none, and the others go on."""
+    try:
+        return choice()
+    except Exception as error:
+        log.warning("%s could not be compared with what OpenAlex has", paper_id, exc_info=True)
+        outcome.failed.append(f"{paper_id}: {error!r}")
+        return None
 
 
 def _unmatched(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -201,7 +213,7 @@ def _dois(batch: Sequence[Due]) -> list[str]:
 
 
 def _store_dois(
-    engine: Engine, batch: Sequence[Due], found: dict[str, Candidate], today: date, fault: str | None
+    engine: Engine, batch: Sequence[Due], found: dict[str, Candidate], today: date, fault: str | None, outcome: Outcome
 ) -> int:
     """Store what was asked and found; `fault` is what came in place of an answer for a paper alone."""
     number = 0
@@ -216,7 +228,8 @@ def _store_dois(
             asked.doi, asked.doi_asked = paper.doi, today
             asked.doi_times += 1
             asked.doi_due = asking.next_doi(paper.paper_id, asked.first, today)
-            one = rank.by_doi(paper.paper_id, paper.title or "", paper.authors or [], paper.doi, found)
+            choice = partial(rank.by_doi, paper.paper_id, paper.title or "", paper.authors or [], paper.doi, found)
+            one = _choose(choice, paper.paper_id, outcome)
             if one is not None:
                 session.add(_matched(paper.paper_id, one, asked.first, today))
                 number += 1

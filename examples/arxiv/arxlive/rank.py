@@ -89,27 +89,30 @@ def similarity(title: str, other: str | None) -> float:
 
 
 def common_authors(authors: Sequence[dict[str, Any]], names: Sequence[str]) -> float:
-    """Return the share of authors that two lists have in common, from 0 to 1 (Dice's)."""
-    ours = {_name(f"{author.get('forenames', '')} {author['keyname']}") for author in authors}
-    theirs = {_name(name) for name in names}
+    """Return the share of authors that two lists have in common, from 0 to 1 (Dice's).
+
+    Who has no surname is one of them, and the same as nobody.
+    """
+    ours = {_name(author.get("forenames", ""), author.get("keyname", "")) for author in authors}
+    theirs = {_name("", name) for name in names}
     if not ours or not theirs:
         return 0.0
     left = set(theirs)
     common = 0
     for surname, initial in ours:
         for other in left:
-            if surname == other[0] and (not initial or not other[1] or initial == other[1]):
+            if surname and surname == other[0] and (not initial or not other[1] or initial == other[1]):
                 left.remove(other)
                 common += 1
                 break
     return 2 * common / (len(ours) + len(theirs))
 
 
-def _name(name: str) -> tuple[str, str]:
-    """Return the last word of a name, and the first letter of its first."""
-    parts = normalised(name).split()
-    if not parts:
+def _name(forenames: str, surname: str) -> tuple[str, str]:
+    """Return the last word of a name, and the first letter of its first; `surname` may be the whole name."""
+    if not normalised(surname):
         return "", ""
+    parts = normalised(f"{forenames} {surname}").split()
     return parts[-1], parts[0][0] if len(parts) > 1 else ""
 
 

@@ -37,7 +37,7 @@ class Record:
     known.
 
     `paper_id` is arXiv's (``2010.11929``, ``hep-th/9711200``), `datestamp` the day of its last
-    modification. `authors` are dicts with `keyname` and, where given, `forenames`, `suffix` and
+    modification. `authors` are dicts with, where given, `keyname`, `forenames`, `suffix` and
     `affiliation` (a list).
     """
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import date
+from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     func,
     insert,
     make_url,
+    or_,
     select,
     update,
 )
@@ -305,10 +307,19 @@ def unread(
         return number, [f"{day}: {fault}" for day, fault in session.execute(query)]
 
 
-def newest_done(engine: Engine, before: date, set_spec: str) -> date | None:
-    """Return the newest day before `before` that is done for a set."""
+def holes(engine: Engine, since: date, before: date, set_spec: str) -> list[tuple[date, date]]:
+    """Return first and last day of each stretch that no run of a set has read to its end.
+
+    A stretch begins after a day of `since` or later that was, or, where there is none, after the newest one, and ends
+    before another or `before`. A day with records that could not be read is none: these are known by name.
+    """
+    bad = select(Unread.day).where(Unread.set_spec == set_spec)
+    read = select(Mark.day).where(or_(Mark.done, Mark.day.in_(bad)), Mark.set_spec == set_spec, Mark.day < before)
     with Session(engine) as session:
-        return session.scalar(select(func.max(Mark.day)).where(Mark.done, Mark.set_spec == set_spec, Mark.day < before))
+        days = list(session.scalars(read.order_by(Mark.day)))
+    days = [day for day in days if day >= since] or days[-1:]
+    a_day = timedelta(days=1)
+    return [(done + a_day, then - a_day) for done, then in pairwise([*days, before]) if then - done > a_day]
 
 
 def sightings_by_day(engine: Engine, days: Iterable[date]) -> dict[date, dict[str, int]]:

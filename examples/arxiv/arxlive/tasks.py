@@ -42,6 +42,7 @@ log = logging.getLogger("luigi-interface.arxlive")
 T = TypeVar("T", bound="ArxivTask")
 
 MOST_NAMED = 50  # records or papers, in a report or an error
+NAMED_FOR = dt.timedelta(days=365)  # for which days that were missed are named
 
 # One moment for the whole run: one that passes midnight does not change its mind about its days.
 STARTED = dt.datetime.now(dt.UTC)
@@ -250,16 +251,11 @@ class Report(DatedTask):
         )
 
     def _gaps(self, engine: Engine, first: dt.date) -> list[dict[str, str]]:
-        """Say which days no run will reach, between the newest one done and this run's first."""
+        """Say which days before this run's first no run will reach any more, of the last year."""
         gaps = []
         for spec in self.set_specs():
-            before = store.newest_done(engine, first, spec)
-            if before is not None and before < first - dt.timedelta(days=1):
-                gap = {
-                    "set": spec or "all sets",
-                    "from": (before + dt.timedelta(days=1)).isoformat(),
-                    "until": (first - dt.timedelta(days=1)).isoformat(),
-                }
+            for begins, ends in store.holes(engine, first - NAMED_FOR, first, spec):
+                gap = {"set": spec or "all sets", "from": begins.isoformat(), "until": ends.isoformat()}
                 log.warning("%(from)s to %(until)s: never harvested (%(set)s); see --lookback-days", gap)
                 gaps.append(gap)
         return gaps
@@ -270,7 +266,8 @@ class MatchPapers(DatedTask):
 
     A budget that ends is no failure: what was asked until then is stored, the report says what is
     left, and the task is not done: the next run, of this date or another, goes on there. Papers that
-    OpenAlex has no answer for are put off, and the task fails with their names when all else is done.
+    OpenAlex has no answer for, or whose match goes wrong, are put off, and the task fails with their
+    names when all else is done.
     """
 
     resources = {"openalex": 1}  # noqa: RUF012 - as above
@@ -304,7 +301,7 @@ class MatchPapers(DatedTask):
                 ended = str(end)
         report = {
             "date": self.date.isoformat(),
-            "final": ended is None and not outcome.unanswered,
+            "final": ended is None and not outcome.unanswered and not outcome.failed,
             "ended": ended,
             **asdict(outcome),
             "papers_in_store": store.papers_in_store(self.engine()),
@@ -330,8 +327,13 @@ class MatchPapers(DatedTask):
                 expect(self.openalex_budget, ahead.questions(self.engine(), STARTED.date(), self.title_searches))
             except Exception as error:
                 log.warning("what the nights to come will ask for could not be told: %r", error)
-        if lost := outcome.unanswered:
-            raise OpenAlexError(f"no answer from OpenAlex: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}")
+        faults = {
+            "no answer from OpenAlex": outcome.unanswered,
+            "could not be compared with its answer": outcome.failed,
+        }
+        told = [f"{what}: {len(lost)}; {'; '.join(lost[:MOST_NAMED])}" for what, lost in faults.items() if lost]
+        if told:
+            raise OpenAlexError("; ".join(told))
 
 
 def _is_final(path: Path) -> bool:

@@ -84,7 +84,8 @@ def begin_new_books(now: datetime) -> list[Path]:
     aside = []
     for path in sorted(paths.STATE.glob(f"{paths.BUDGET_LEDGER.name}*")):
         if ".aside" not in path.name:
-            aside.append(path.rename(f"{path}.aside-{now:%Y%m%dT%H%M%SZ}"))
+            suffix = path.name.removeprefix(paths.BUDGET_LEDGER.name)  # by which SQLite finds a file's log beside it
+            aside.append(path.rename(f"{paths.BUDGET_LEDGER}.aside-{now:%Y%m%dT%H%M%SZ}{suffix}"))
     paths.BUDGETS_BEGUN.unlink(missing_ok=True)
     with books():
         return aside

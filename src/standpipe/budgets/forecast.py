@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
-from standpipe_task.spending import State
+from standpipe_task.spending import SCALE, State
 
 DAYS_LOOKED_AT = 56
 HALF_LIFE = 21  # days after which a day counts for half
@@ -40,8 +40,9 @@ class Day:
 class Forecast:
     """`at_end` is what will be spent at the period's end, from `low` to `high` nine times of ten.
 
-    `runs_dry` is the day on which less than nothing would be left, `may_run_dry` the first on which it may be so, or is
-    so by what pipelines spent, whatever they tell. None for not in this period.
+    `runs_dry` is the day on which less than nothing would be left, or today where something was spent and what is left
+    is too little for any call; `may_run_dry` the first on which it may be so, or is so by what pipelines spent,
+    whatever they tell. None for not in this period.
     """
 
     at_end: float
@@ -208,12 +209,15 @@ def along(now: State, ahead: list[date], expected: dict[date, float], uncertain:
             Day(day, expected[day], now.terms.limit - spent, now.terms.limit - spent - NINE_OF_TEN * math.sqrt(doubt))
         )
     already = float(now.spent + now.crashed + now.elsewhere)
+    cheapest = min(filter(None, now.terms.prices.values()), default=SCALE)
+    # What ended at the limit, the books never have above it.
+    dry = [ahead[0]] if already and now.terms.limit - already < cheapest else []
     margin = NINE_OF_TEN * math.sqrt(doubt)
     return Forecast(
         at_end=spent,
         low=max(already, spent - margin),
         high=spent + margin,
-        runs_dry=next((each.day for each in days if each.left < 0), None),
-        may_run_dry=next((each.day for each in days if each.left_at_least < 0), None),
+        runs_dry=next(iter(dry + [each.day for each in days if each.left < 0]), None),
+        may_run_dry=next(iter(dry + [each.day for each in days if each.left_at_least < 0]), None),
         days=days,
     )
