@@ -66,3 +66,36 @@ def test_only_a_purge_that_is_asked_for_removes_data(tmp_path: Path, said: objec
         tmp_path, [{"ansible.builtin.include_tasks": "remove.yml"}], pipeline_absent=["arxlive"], pipeline_purge=said
     )
     assert (answer.returncode, (tmp_path / "srv/arxlive").exists()) == (0, kept), answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("role", "variable", "alone"),
+    [
+        ("pipeline", "pipeline_scan_accept", "*/site-packages/name/test.key"),
+        ("pipeline", "pipeline_ca_certificates", "/etc/ssl/ca.pem"),
+        ("pipeline_runner", "pipeline_runner_notify_urls", "slack://token-a"),
+        ("outbound", "outbound_ca_certificates", "/etc/ssl/ca.pem"),
+        ("docker_engine", "docker_engine_metadata_bridges", "mine-*"),
+        ("log_shipping", "log_shipping_collector_names", "collector-1"),
+    ],
+)
+def test_a_list_is_not_taken_apart_into_letters(tmp_path: Path, role: str, variable: str, alone: str) -> None:
+    look = {"ansible.builtin.include_role": {"name": role, "tasks_from": "preflight"}}
+    answer = play(tmp_path, [look], log_shipping_collector="collector-1", **{variable: alone})
+    assert answer.returncode == 2
+    assert variable in answer.stdout
+    assert " list, " in answer.stdout
+    assert "token-a" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "refused"),
+    [
+        (["/a/ca.pem", "/b/ca.crt", "/b/other.pem"], "/a/ca.pem and /b/ca.crt have one name"),
+        (["/a/one.pem", "/b/two.pem", "/b/two.pem"], ""),
+    ],
+)
+def test_no_certificate_takes_another_s_place(tmp_path: Path, files: list[str], refused: str) -> None:
+    look = {"ansible.builtin.include_role": {"name": "outbound", "tasks_from": "preflight"}}
+    answer = play(tmp_path, [look], outbound_ca_certificates=files)
+    assert (answer.returncode == 0, refused in answer.stdout) == (not refused, True), answer.stdout
