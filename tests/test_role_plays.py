@@ -99,3 +99,31 @@ def test_no_certificate_takes_another_s_place(tmp_path: Path, files: list[str], 
     look = {"ansible.builtin.include_role": {"name": "outbound", "tasks_from": "preflight"}}
     answer = play(tmp_path, [look], outbound_ca_certificates=files)
     assert (answer.returncode == 0, refused in answer.stdout) == (not refused, True), answer.stdout
+
+
+def test_a_build_context_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path) -> None:
+    pack = ROLES / "pipeline/files/pack-context"
+    packed = subprocess.run([pack, ROLES.parent, tmp_path], capture_output=True, text=True, check=True).stdout.strip()
+    archive, whole = tmp_path / "context.tar", (tmp_path / f"context-{packed}.tar").read_bytes()
+    tasks = yaml.safe_load((ROLES / "pipeline/tasks/files.yml").read_text())
+    _, options, script, *_ = tasks[2]["ansible.builtin.command"]["argv"]
+    compose = tmp_path / "opt/docker/docker-compose.yml"
+    compose.parent.mkdir(parents=True)
+    compose.write_text("of an earlier context")
+    (tmp_path / "opt/docker/certs").mkdir()
+    (tmp_path / "opt/docker/certs/withdrawn.crt").touch()
+
+    def lay_out(content: bytes) -> tuple[int, bool]:
+        archive.write_bytes(content)
+        script_here = script.replace("/var/lib/standpipe", str(tmp_path))
+        command = ["sh", options, script_here, "lay-out", str(tmp_path / "opt"), packed]
+        done = subprocess.run(command, capture_output=True, check=False).returncode
+        return done, (tmp_path / f"opt/docker/.laid-out-{packed}").exists()
+
+    place = whole.index(b"docker/docker-compose.yml")
+    assert lay_out(whole[: place + 1024]) == (2, False)
+    assert compose.read_text() == "of an earlier context"
+    assert lay_out(whole) == (0, True)
+    assert compose.read_text() == (ROLES.parent / "docker/docker-compose.yml").read_text()
+    assert not (tmp_path / "opt/docker/certs/withdrawn.crt").exists()
+    assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["docker", "src"]
