@@ -127,3 +127,26 @@ def test_a_build_context_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path)
     assert compose.read_text() == (ROLES.parent / "docker/docker-compose.yml").read_text()
     assert not (tmp_path / "opt/docker/certs/withdrawn.crt").exists()
     assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["docker", "src"]
+
+
+@pytest.mark.parametrize(("failed", "carried"), [("none", "b"), ("b", "c")])
+def test_an_image_is_carried_by_the_first_host_that_has_not_failed(tmp_path: Path, failed: str, carried: str) -> None:
+    role = tmp_path / "roles/pipeline"
+    (role / "tasks").mkdir(parents=True)
+    shutil.copytree(ROLES / "pipeline/vars", role / "vars")
+    shutil.copy(ROLES / "pipeline/tasks/hand-over.yml", role / "tasks")
+    note = {"path": f"{tmp_path}/carried-by-{{{{ inventory_hostname }}}}", "state": "touch"}
+    carry = [{"ansible.builtin.file": note, "when": "__pipeline_carries"}]
+    (role / "tasks/by-archive.yml").write_text(json.dumps(carry))
+    (role / "tasks/trial.yml").write_text("[]")
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.fail": None, "when": f"inventory_hostname == '{failed}'"},
+        {
+            "ansible.builtin.include_role": {"name": "pipeline", "tasks_from": "hand-over"},
+            "vars": {"__pipeline_parcel": {"images": ["i:1"], "source": "a", "to": ["b", "c"]}},
+        },
+    ]
+    answer = play(
+        tmp_path, tasks, hosts="a,b,c", pipeline_list=[], pipeline_registry="", __pipeline_stock={"has": {}}
+    )
+    assert [path.name for path in tmp_path.glob("carried-*")] == [f"carried-by-{carried}"], answer.stdout
