@@ -150,3 +150,43 @@ def test_an_image_is_carried_by_the_first_host_that_has_not_failed(tmp_path: Pat
         tmp_path, tasks, hosts="a,b,c", pipeline_list=[], pipeline_registry="", __pipeline_stock={"has": {}}
     )
     assert [path.name for path in tmp_path.glob("carried-*")] == [f"carried-by-{carried}"], answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("serves", "checks", "changed", "restarted"),
+    [
+        ("versions/old", False, "changed=2", True),
+        ("versions/old", True, "changed=1", False),
+        ("versions/new", False, "changed=0", False),
+        ("", False, "changed=0", False),
+    ],
+)
+def test_a_service_of_an_earlier_version_is_restarted_whatever_has_changed(
+    tmp_path: Path, serves: str, checks: bool, changed: str, restarted: bool
+) -> None:
+    role = tmp_path / "roles/pipeline_runner"
+    for part in ("tasks", "handlers"):
+        (role / part).mkdir(parents=True)
+    _, _, *judge = yaml.safe_load((ROLES / "pipeline_runner/tasks/service.yml").read_text())
+    (role / "tasks/service.yml").write_text(json.dumps(judge))
+    name = next(task["notify"] for task in judge if "notify" in task)
+    assert name in [task["name"] for task in yaml.safe_load((ROLES / "pipeline_runner/handlers/main.yml").read_text())]
+    restart = {"name": name, "ansible.builtin.command": f"touch {tmp_path}/restarted"}
+    (role / "handlers/main.yml").write_text(json.dumps([restart]))
+    start = [f"{tmp_path}/{serves}/bin/python", "60"]
+    with subprocess.Popen(start, executable="/bin/sleep") as service:
+        (tmp_path / "systemctl").write_text(f"#!/bin/sh\necho {service.pid if serves else 0}\n")
+        (tmp_path / "systemctl").chmod(0o755)
+        answer = play(
+            tmp_path,
+            [{"ansible.builtin.include_role": {"name": "pipeline_runner", "tasks_from": "service"}}],
+            *(["--check"] if checks else []),
+            __pipeline_runner_chosen=f"{tmp_path}/versions/new",
+        )
+        service.kill()
+    assert (changed in answer.stdout, (tmp_path / "restarted").exists()) == (True, restarted), answer.stdout
+
+
+def test_the_service_is_known_by_the_program_that_its_unit_starts() -> None:
+    unit = (ROLES / "pipeline_runner/templates/etc/systemd/system/standpiped.service.j2").read_text()
+    assert "ExecStart={{ __pipeline_runner_chosen }}/bin/python -P" in unit
