@@ -190,3 +190,34 @@ def test_a_service_of_an_earlier_version_is_restarted_whatever_has_changed(
 def test_the_service_is_known_by_the_program_that_its_unit_starts() -> None:
     unit = (ROLES / "pipeline_runner/templates/etc/systemd/system/standpiped.service.j2").read_text()
     assert "ExecStart={{ __pipeline_runner_chosen }}/bin/python -P" in unit
+
+
+def test_what_looks_after_the_host_stays_when_its_last_pipeline_has_left(tmp_path: Path) -> None:
+    (tmp_path / "cron.d").mkdir()
+    (tmp_path / "crontab").symlink_to("/bin/true")
+    for part in ("entries", "stale"):
+        text = (ROLES / f"schedule/tasks/{part}.yml").read_text().replace("/etc/", f"{tmp_path}/")
+        text = text.replace(f"src: {tmp_path}", "src: etc").replace("/usr/bin/crontab", f"{tmp_path}/crontab")
+        text = text.replace(": root\n", f": {os.getuid()}\n")
+        (tmp_path / f"{part}.yml").write_text(text)
+    shutil.copytree(ROLES / "schedule/templates", tmp_path / "templates")
+    known = {"__schedule_scheduled": [], "__schedule_by_hand": [], "__schedule_as_user": [], "schedule_pipelines": []}
+    answer = play(tmp_path, [{"ansible.builtin.include_tasks": f"{part}.yml"} for part in ("entries", "stale")], **known)
+    assert answer.returncode == 0, answer.stdout
+    assert "standpipe catch-up" in (tmp_path / "cron.d/standpipe").read_text()
+
+
+def test_no_sudoers_file_is_removed_but_of_our_own_making(tmp_path: Path) -> None:
+    (tmp_path / "sudoers.d").mkdir()
+    line = (ROLES / "schedule/templates/etc/sudoers.d/standpipe-NAME.j2").read_text()
+    line = line.replace("{{ ansible_managed }}", "Ansible managed").replace("{{ item.user }}", "deploy")
+    for name in ("needed", "left"):
+        (tmp_path / f"sudoers.d/standpipe-{name}").write_text(line.replace("{{ item.name }}", name))
+    (tmp_path / "sudoers.d/standpipe-operators").write_text("%operators ALL=(root) NOPASSWD: /usr/local/bin/standpipe\n")
+    (tmp_path / "sudoers.d/standpipe-more").write_text(line.replace("{{ item.name }}", "more") + "%adm ALL=(root) ALL\n")
+    stale = tmp_path / "stale.yml"
+    stale.write_text((ROLES / "schedule/tasks/stale.yml").read_text().replace("/etc/", f"{tmp_path}/"))
+    known = {"__schedule_by_hand": [], "__schedule_as_user": [{"name": "needed"}], "schedule_pipelines": []}
+    answer = play(tmp_path, [{"ansible.builtin.include_tasks": "stale.yml"}], **known)
+    left = sorted(path.name for path in (tmp_path / "sudoers.d").iterdir())
+    assert left == ["standpipe-more", "standpipe-needed", "standpipe-operators"], answer.stdout
