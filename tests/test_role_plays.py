@@ -19,7 +19,7 @@ ROLES = Path(__file__).parents[1] / "roles"
 def play(
     folder: Path, tasks: list[dict[str, Any]], *options: str, hosts: str = "localhost", **known: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Have each of the hosts, which are all this machine, do the tasks; programs in `folder` are found before others."""
+    """Have each of the hosts, which are all this machine, do the tasks; programs in `folder` come before others."""
     (folder / "play.yml").write_text(
         json.dumps([{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}])
     )
@@ -146,9 +146,7 @@ def test_an_image_is_carried_by_the_first_host_that_has_not_failed(tmp_path: Pat
             "vars": {"__pipeline_parcel": {"images": ["i:1"], "source": "a", "to": ["b", "c"]}},
         },
     ]
-    answer = play(
-        tmp_path, tasks, hosts="a,b,c", pipeline_list=[], pipeline_registry="", __pipeline_stock={"has": {}}
-    )
+    answer = play(tmp_path, tasks, hosts="a,b,c", pipeline_list=[], pipeline_registry="", __pipeline_stock={"has": {}})
     assert [path.name for path in tmp_path.glob("carried-*")] == [f"carried-by-{carried}"], answer.stdout
 
 
@@ -201,23 +199,42 @@ def test_what_looks_after_the_host_stays_when_its_last_pipeline_has_left(tmp_pat
         text = text.replace(": root\n", f": {os.getuid()}\n")
         (tmp_path / f"{part}.yml").write_text(text)
     shutil.copytree(ROLES / "schedule/templates", tmp_path / "templates")
-    known = {"__schedule_scheduled": [], "__schedule_by_hand": [], "__schedule_as_user": [], "schedule_pipelines": []}
-    answer = play(tmp_path, [{"ansible.builtin.include_tasks": f"{part}.yml"} for part in ("entries", "stale")], **known)
+    known: dict[str, Any] = {
+        "__schedule_scheduled": [],
+        "__schedule_by_hand": [],
+        "__schedule_as_user": [],
+        "schedule_pipelines": [],
+    }
+    answer = play(
+        tmp_path, [{"ansible.builtin.include_tasks": f"{part}.yml"} for part in ("entries", "stale")], **known
+    )
     assert answer.returncode == 0, answer.stdout
     assert "standpipe catch-up" in (tmp_path / "cron.d/standpipe").read_text()
 
 
 def test_no_sudoers_file_is_removed_but_of_our_own_making(tmp_path: Path) -> None:
-    (tmp_path / "sudoers.d").mkdir()
+    folder = tmp_path / "sudoers.d"
+    folder.mkdir()
     line = (ROLES / "schedule/templates/etc/sudoers.d/standpipe-NAME.j2").read_text()
     line = line.replace("{{ ansible_managed }}", "Ansible managed").replace("{{ item.user }}", "deploy")
-    for name in ("needed", "left"):
-        (tmp_path / f"sudoers.d/standpipe-{name}").write_text(line.replace("{{ item.name }}", name))
-    (tmp_path / "sudoers.d/standpipe-operators").write_text("%operators ALL=(root) NOPASSWD: /usr/local/bin/standpipe\n")
-    (tmp_path / "sudoers.d/standpipe-more").write_text(line.replace("{{ item.name }}", "more") + "%adm ALL=(root) ALL\n")
+    for name in ("needed", "left", "more"):
+        (folder / f"standpipe-{name}").write_text(line.replace("{{ item.name }}", name))
+    with (folder / "standpipe-more").open("a") as more:
+        more.write("%adm ALL=(root) ALL\n")
+    (folder / "standpipe-operators").write_text("%operators ALL=(root) NOPASSWD: /usr/local/bin/standpipe\n")
     stale = tmp_path / "stale.yml"
     stale.write_text((ROLES / "schedule/tasks/stale.yml").read_text().replace("/etc/", f"{tmp_path}/"))
-    known = {"__schedule_by_hand": [], "__schedule_as_user": [{"name": "needed"}], "schedule_pipelines": []}
+    known: dict[str, Any] = {"__schedule_by_hand": [], "__schedule_as_user": [{"name": "needed"}]}
     answer = play(tmp_path, [{"ansible.builtin.include_tasks": "stale.yml"}], **known)
-    left = sorted(path.name for path in (tmp_path / "sudoers.d").iterdir())
+    left = sorted(path.name for path in folder.iterdir())
     assert left == ["standpipe-more", "standpipe-needed", "standpipe-operators"], answer.stdout
+
+
+def test_an_installed_program_is_everybody_s_to_read_whatever_umask_root_has(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for program in ("python3", "bin/pip", "bin/standpipe"):
+        (tmp_path / program).write_text("#!/bin/sh\ntouch library\n")
+        (tmp_path / program).chmod(0o755)
+    install = [ROLES / "pipeline_runner/files/install-version", tmp_path]
+    subprocess.run(install, umask=0o077, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("library", "complete")} == {0o644}
