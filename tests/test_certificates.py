@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,18 @@ def test_a_host_that_lacks_any_of_its_three_files_or_time_gets_new_ones(converge
 def test_no_certificate_outlives_its_authority(converged: str) -> None:
     assert "young-authority ends with its authority: True" in converged
     assert "none ends with its authority: False" in converged
+
+
+def test_an_authority_is_made_once_and_is_good_for_hosts_whose_clocks_are_behind(tmp_path: Path) -> None:
+    variables: dict[str, object] = {
+        "certificates_authority_directory": str(tmp_path / "authority"),
+        "certificates_authority_passphrase": "twelve letters",
+    }
+    answer = role(tmp_path, ["localhost"], "authority.yml", variables)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    made = (tmp_path / "authority/ca.pem").read_text()
+    begins = openssl("x509", "-noout", "-startdate", "-in", "authority/ca.pem", cwd=tmp_path).partition("=")[2].strip()
+    since = datetime.strptime(begins, "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
+    assert timedelta(minutes=59) < datetime.now(UTC) - since < timedelta(minutes=90)
+    assert role(tmp_path, ["localhost"], "authority.yml", variables).returncode == 0
+    assert (tmp_path / "authority/ca.pem").read_text() == made

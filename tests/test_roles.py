@@ -61,6 +61,16 @@ def test_no_role_reads_another_s_variables(role: Path) -> None:
     assert sorted(name for name in foreign if name in text) == []
 
 
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_what_is_true_or_false_is_so_as_a_word_too(role: Path) -> None:
+    specs = load(role / "meta/argument_specs.yml")["argument_specs"].values()
+    truths = {name for spec in specs for name, option in spec["options"].items() if option["type"] == "bool"}
+    files = [*role.glob("tasks/*.yml"), *role.glob("vars/*.yml"), *role.glob("handlers/*.yml"), *role.rglob("*.j2")]
+    text = "\n".join(path.read_text() for path in files)
+    bare = {name for name in truths if re.search(rf"\b{name}\b(?! \| bool|:)", text)}  # with a colon, in a message
+    assert bare == set()
+
+
 @pytest.mark.parametrize(
     ("waits", "code", "said"),
     [
