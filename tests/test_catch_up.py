@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -25,7 +27,7 @@ from standpipe import backfill, catch_up, configuration, paths, runner, slots
 from standpipe import pipeline as pipeline_module
 from standpipe.engines import CannotStart
 from standpipe.errors import BudgetShort, ConfigurationError, EngineUnavailable, LedgerDamaged, UsageError
-from standpipe.ledger import Ledger, Run, SlotRecorded, timestamp
+from standpipe.ledger import Ledger, Run, SlotRecorded, recover, timestamp
 from standpipe.pipeline import Pipeline, Schedule
 
 ZONES = ("UTC", "Europe/London", "America/New_York", "Australia/Lord_Howe")
@@ -398,6 +400,56 @@ def without(name: str, gone: str) -> ZoneInfo:
     if name == gone:
         raise ZoneInfoNotFoundError(name)
     return ZoneInfo(name)
+
+
+@pytest.fixture
+def without_slots(ledger: Ledger) -> Callable[[], Ledger]:
+    """Damage the page of the slots, and have the ledger recovered."""
+
+    def recovered() -> Ledger:
+        ledger.close()
+        with closing(sqlite3.connect(paths.LEDGER)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'slots'").fetchone()
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+        with paths.LEDGER.open("r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(os.urandom(size))
+        recover(paths.LEDGER, datetime.now(UTC), nothing)
+        return Ledger(paths.LEDGER)
+
+    return recovered
+
+
+def test_a_recovery_that_cannot_read_the_slots_loses_no_retry(
+    ledger: Ledger, engine: ProcessEngine, without_slots: Callable[[], Ledger]
+) -> None:
+    slot = fail_once(ledger, engine)
+    ledger.complete("arxlive", slot + timedelta(minutes=1))
+    again = without_slots()
+    assert [known for known, _at in again.retries("arxlive")] == [slot]
+    engine.program = "print('well')"
+    assert try_slot(again, engine, "retry", slot)
+    assert [(run.trigger, run.outcome) for run in again.history("arxlive", 9)] == [
+        ("retry", "succeeded"),
+        ("scheduled", "failed"),
+    ]
+
+
+def test_a_recovery_that_cannot_read_the_slots_has_none_run_twice_nor_old_failures_tried(
+    ledger: Ledger, without_slots: Callable[[], Ledger]
+) -> None:
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    ledger.register(declare(), now - timedelta(hours=1))
+    slots_of = [now - timedelta(minutes=minutes) for minutes in (40, 30, 20)]
+    for number, (slot, outcome) in enumerate(zip(slots_of, ("failed", "succeeded", "stopped"), strict=True)):
+        ledger.claim(f"R{number}", "arxlive", "scheduled", slot.date(), slot, slot)
+        ledger.settle(f"R{number}", outcome, exit_code=1)
+    again = without_slots()
+    assert again.retries("arxlive") == []
+    for slot in slots_of:
+        with pytest.raises(SlotRecorded):
+            again.claim("another", "arxlive", "catch-up", slot.date(), slot, now)
 
 
 @pytest.mark.parametrize("change", ["corrected", "removed", "neither"])

@@ -245,3 +245,26 @@ def test_the_pages_of_the_docs_are_what_the_model_says(argument: str, page: str)
         [sys.executable, "-m", "standpipe.schema", argument], capture_output=True, text=True, check=True
     ).stdout
     assert (REPOSITORY / "docs" / page).read_text() == made
+
+
+def test_a_version_that_yaml_takes_for_a_number_is_refused_with_what_to_write() -> None:
+    said = told(with_key("source.version", 1.1))
+    assert (
+        'source.version: 1.1 is a number to YAML, which drops its last 0. Write it in quotes, as it is called: "1.1"'
+        in said
+    )
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"pipelines": {"arxiv": {"source": {"repo": "https://user:S3cretT0ken@h/x.git"}}}},
+        {"pipelines": [[{"name": "arxiv", "source": {"repo": "https://user:S3cretT0ken@h/x.git"}}]]},
+        {"pipelines": [{"name": "arxiv", "source": {"repo": "x", "version": "https://user:S3cretT0ken@h/x.git"}}]},
+        {"pipelines": [{"name": "arxiv", "credentials": {"mode": {"keys": "S3cretT0ken"}}}]},
+    ],
+)
+def test_what_may_hold_a_secret_is_not_repeated_wherever_it_was_put(document: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        validate.validate(document)
+    assert "S3cretT0ken" not in str(error.value)

@@ -355,6 +355,31 @@ def test_a_backfill_goes_on_and_bounds_its_runs_when_whoever_looked_on_has_gone(
     ]
 
 
+def test_a_backfill_ends_with_a_run_of_it_that_was_stopped_and_was_done_all_the_same(
+    ledger: Ledger, engine: ProcessEngine
+) -> None:
+    registered_an_hour_ago(ledger)
+    engine.program = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        "print('up', flush=True); time.sleep(30)"
+    )
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    todo = [now - timedelta(minutes=minutes) for minutes in (4, 3)]
+
+    def stop() -> None:
+        own = Ledger(paths.LEDGER)
+        while not (run := own.running("arxlive")) or run.state != "started":
+            time.sleep(0.05)
+        time.sleep(0.5)
+        runner.stop(own, engine, "arxlive", "ada", nothing)
+
+    stops = threading.Thread(target=stop)
+    stops.start()
+    assert backfill.backfill(ledger, engine, "arxlive", todo, nothing, nothing) == 130
+    stops.join()
+    assert [(run.outcome, run.ending) for run in ledger.history("arxlive", 9)] == [("succeeded", "stopped")]
+
+
 def test_who_reads_slowly_costs_no_memory_by_lines_however_long(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,3 +131,13 @@ def test_every_pipeline_gets_its_commit_and_every_fault_is_told_at_once(work: Pa
         ["pipeline 'first'", "source.version"],
         ["pipeline 'second'", "source.requirements"],
     ]
+
+
+def test_a_lock_that_a_killed_git_has_left_is_in_nobody_s_way(work: Path, served: str, tmp_path: Path) -> None:
+    for version in ("light", "heavy"):
+        commit = git("rev-parse", f"{version}^{{commit}}", cwd=work).strip()
+        sources.require_file(served, version, commit, "requirements.txt")
+        (cache,) = (tmp_path / "cache").rglob("HEAD")
+        assert (cache.parent / "shallow").exists()
+        assert not (cache.parent / "shallow.lock").exists()
+        (cache.parent / "shallow.lock").touch()

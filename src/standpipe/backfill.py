@@ -85,7 +85,10 @@ def backfill(
             code = runner.exit_code_of(run)
             say(report.ended(run, code))
             worst = worst or code
-            if requests.asked or run.outcome == "stopped":
+            if requests.asked or "stopped" in (
+                run.outcome,
+                run.ending,
+            ):  # it may be done all the same
                 return STOPPED
     return worst
 

@@ -110,6 +110,16 @@ MIGRATIONS = (
 )
 
 
+# A slot that cannot be read is its newest run's. A failure that nobody was told of was to be tried again: it is due.
+SLOTS_BY_THEIR_RUNS = """
+INSERT OR IGNORE INTO slots (pipeline, slot, run, retry_at)
+SELECT pipeline, slot, id, CASE WHEN outcome IN ('failed', 'interrupted') AND notice IS NULL
+ AND NOT EXISTS (SELECT 1 FROM pipelines WHERE name = pipeline AND told IS NOT NULL)
+ AND NOT EXISTS (SELECT 1 FROM runs AS later WHERE later.pipeline = runs.pipeline AND later.rowid > runs.rowid
+  AND later.outcome = 'succeeded') THEN claimed_at END
+FROM runs WHERE slot IS NOT NULL
+AND (trigger = 'scheduled' OR (trigger IN ('catch-up', 'retry') AND reason IS NOT 'held')) ORDER BY rowid DESC
+"""
 UNFINISHED = ".recovering"  # ends the name of a ledger that is not whole yet
 CLOCKS_DIFFER_BY = timedelta(minutes=1)  # what keeping time may correct without a word
 
@@ -890,6 +900,7 @@ class Ledger:
                             f"INSERT OR IGNORE INTO {table} ({', '.join(values)}) VALUES ({marks})",  # noqa: S608  # names of ours
                             tuple(values.values()),
                         )
+            db.execute(SLOTS_BY_THEIR_RUNS)
             return int(db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
     def sync(self) -> None:

@@ -145,6 +145,14 @@ def as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def check_decimals(value: object) -> object:
+    """Refuse a number with decimals for a name: of an unquoted 1.10 YAML makes 1.1, which may be another one."""
+    has_decimals = isinstance(value, float)
+    if has_decimals:
+        raise ValueError(f'is a number to YAML, which drops its last 0. Write it in quotes, as it is called: "{value}"')
+    return value
+
+
 Duration = Annotated[
     int,
     BeforeValidator(parse_duration),
@@ -189,7 +197,7 @@ class Source(Part):
     """Where a pipeline's code comes from."""
 
     repo: Annotated[str, AfterValidator(check_repository)] = Field(description="git address of the code")
-    version: Annotated[Text, AfterValidator(check_ref)] = Field(
+    version: Annotated[Text, BeforeValidator(check_decimals), AfterValidator(check_ref)] = Field(
         "dev", description="tag, branch or commit; resolved to a commit at each converge"
     )
     requirements: Annotated[str, AfterValidator(check_relative_path)] = Field(
@@ -405,8 +413,10 @@ def _problem(finding: Any, document: dict[str, Any]) -> str:
 
 def _told(finding: Any, where: list[Any]) -> str:
     kind, value = finding["type"], finding["input"]
-    # A git address may hold a password; it is not repeated.
-    shown = SECRETIVE[where[-1]] if where and where[-1] in SECRETIVE else json.dumps(value, default=str)
+    # A git address may hold a password; it is not repeated, nor what may have one in it.
+    may_hold_one = isinstance(value, dict | list) or "://" in str(value)
+    itself = "what is given" if may_hold_one else json.dumps(value, default=str)
+    shown = SECRETIVE.get(where[-1] if where else "", itself)
     if kind == "value_error":
         message = str(finding["ctx"]["error"])
         return f"{shown} {message}" if where else message

@@ -102,6 +102,8 @@ def alone(cache: Path) -> Iterator[None]:
 def _fetch(cache: Path, repo: str, version: str, commit: str, given: Mapping[str, str]) -> Path:
     if not (cache / "HEAD").exists():
         git("init", "--quiet", "--bare", str(cache))
+    lock = cache / "shallow.lock"  # a git that was ended in mid-fetch leaves it, and nobody else is at this cache
+    lock.unlink(missing_ok=True)
     if git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
         return cache
     lean = ("fetch", "--quiet", "--depth=1", "--filter=blob:none", repo)
@@ -112,6 +114,7 @@ def _fetch(cache: Path, repo: str, version: str, commit: str, given: Mapping[str
         ("fetch", "--quiet", repo, version),
     ):
         answer = git("-C", str(cache), *attempt, given=given)
+        lock.unlink(missing_ok=True)
         if answer.returncode == 0 and git("-C", str(cache), "ls-tree", "-r", commit).returncode == 0:
             return cache
     raise SourceError(
