@@ -249,10 +249,8 @@ def test_the_pages_of_the_docs_are_what_the_model_says(argument: str, page: str)
 
 def test_a_version_that_yaml_takes_for_a_number_is_refused_with_what_to_write() -> None:
     said = told(with_key("source.version", 1.1))
-    assert (
-        'source.version: 1.1 is a number to YAML, which drops its last 0. Write it in quotes, as it is called: "1.1"'
-        in said
-    )
+    assert "source.version: 1.1 is a number to YAML, which drops its last 0." in said
+    assert 'Write it in quotes, as it is called: "1.1"' in said
 
 
 @pytest.mark.parametrize(
