@@ -503,6 +503,28 @@ def test_where_the_service_is_away_no_call_goes_out(
     assert told["spent"] + told["crashed"] == 2  # it was killed before it had read that the call was answered
 
 
+def test_a_budget_that_is_removed_under_a_run_takes_none_of_its_others(short_path: Path) -> None:
+    drill = Drill(short_path, 10, 0, 0)
+    declared, pipeline = (short_path / "etc/standpipe" / name for name in ("budgets.yml", "pipelines/drill.yml"))
+    pipeline.write_text(pipeline.read_text().replace("[{name: units}]", "[{name: units}, {name: gone}]"))
+    declared.write_text("[{name: units, limit: '10'}, {name: gone, limit: '10'}]\n")
+    purse = task.HostPurse(drill.door)
+    try:
+        under_way = "a" * 32
+        purse.reserve("gone", "call", under_way)
+        declared.write_text("[{name: units, limit: '10'}]\n")
+        purse.settle("gone", under_way, {})
+        for number in range(10):
+            purse.reserve("units", "call", f"{number:032x}")
+            purse.settle("units", f"{number:032x}", {})
+        with pytest.raises(spending.Spent):
+            purse.reserve("units", "call", "b" * 32)
+        assert drill.result()["spent"] == 10
+    finally:
+        purse.close()
+        drill.end()
+
+
 def test_a_long_word_of_the_provider_s_ends_no_connection(drill: Drill, server: Counting) -> None:
     with session(server, "units") as api:
         for _ in range(3):

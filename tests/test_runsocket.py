@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -329,6 +330,33 @@ def test_a_service_that_comes_back_opens_what_goes_on_with_the_same_token_and_re
     assert [path.name for path in paths.RUN_SOCKETS.iterdir()] == [run]
     assert get(door, token)[0] == 200
     killed.server_close()
+
+
+@pytest.mark.parametrize("how", ["cannot be read", "has older tables"])
+def test_a_service_that_comes_back_to_a_ledger_that_it_cannot_read_yet_keeps_the_doors_of_what_goes_on(
+    ledger: Ledger, engine: ProcessEngine, standpiped: service.Service, groups: dict[int, str], how: str
+) -> None:
+    run, door = under_way(ledger, engine, groups)
+    token = (door / "token").read_text()
+    with closing(sqlite3.connect(paths.LEDGER)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger.let_go()
+    whole = paths.LEDGER.read_bytes()
+    if how == "cannot be read":
+        paths.LEDGER.write_bytes(whole[:100] + b"x" * (len(whole) - 100))
+    else:
+        with closing(sqlite3.connect(paths.LEDGER)) as database:
+            database.execute("ALTER TABLE runs DROP COLUMN noted_at")
+    again = service.Service(engine)
+    again.take_up()
+    try:
+        assert get(door, token)[0] == 200
+        paths.LEDGER.write_bytes(whole)
+        again.look()
+        assert get(door, token)[0] == 200
+    finally:
+        again.close(run)
+        again.teller.close()
 
 
 @pytest.mark.parametrize("change", ["mode: role", "another role", "removed"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from standpipe import paths
 from standpipe.budgets.postgres import PostgresDatabase
 from standpipe.runsocket.budgets import Teller
 from standpipe_task import spending
@@ -119,6 +120,17 @@ def test_damaged_declarations_refuse_and_end_nothing(teller: Teller, client: soc
     teller.end("another run")
     books.damaged = False
     assert "wait" in reserve(client, "one")
+
+
+def test_a_database_that_the_host_spends_by_no_more_is_replaced(host: Path) -> None:
+    database = object.__new__(PostgresDatabase)  # without a server
+    database._url = "postgresql://one/books"
+    paths.BUDGETS_DATABASE.write_text(f"{database._url}\n")
+    assert not database.is_replaced()
+    paths.BUDGETS_DATABASE.write_text("postgresql://another/books\n")
+    assert database.is_replaced()
+    paths.BUDGETS_DATABASE.unlink()
+    assert database.is_replaced()
 
 
 def test_the_message_of_a_url_that_is_none_has_nothing_of_it() -> None:

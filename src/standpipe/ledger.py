@@ -175,8 +175,10 @@ class Run:
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Run:
-        """Read a row; a newer standpipe, installed while this one is at work, may have given it more columns."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
+        """Read a row; a newer standpipe may have given it more columns, or this one not yet all of its own."""
+        known = set(row.keys())
+        values: dict[str, Any] = {each.name: row[each.name] if each.name in known else None for each in fields(cls)}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

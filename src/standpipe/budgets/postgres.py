@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from standpipe import paths
 from standpipe_task import spending
 
 ANSWER_WITHIN = 10  # seconds for a statement, which may wait for other hosts
@@ -56,6 +57,7 @@ class PostgresDatabase(spending.Database):
 
     def __init__(self, url: str) -> None:
         """Connect, and make the tables where they are not there. Raises Unavailable where that fails."""
+        self._url = url
         self._host = f"{socket.gethostname()} ({machine_id()})"
         try:
             conninfo_to_dict(url)
@@ -75,6 +77,10 @@ class PostgresDatabase(spending.Database):
         """Return the server's time, so that hosts need not agree."""
         return float(self.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()[0])
 
+    def is_made(self, name: str) -> bool:
+        """Say whether a table or index is there: who makes one that is waits for a VACUUM, and all others for him."""
+        return bool(self.execute("SELECT to_regclass(?) IS NOT NULL", name).fetchone()[0])
+
     def execute(self, statement: str, *values: Any) -> Any:
         """Execute one statement; return its cursor."""
         return self._server.execute(statement.replace("?", "%s"), values)
@@ -86,8 +92,11 @@ class PostgresDatabase(spending.Database):
             yield
 
     def is_replaced(self) -> bool:
-        """Say no: the server knows its own files."""
-        return False
+        """Say whether this host is to spend by another database now; the server knows its own files."""
+        try:
+            return paths.BUDGETS_DATABASE.read_text().strip() != self._url
+        except OSError:
+            return True
 
     def disagreement(self, terms: spending.Terms) -> str | None:
         """Say which host declares a budget otherwise, among those that were heard of within a day."""

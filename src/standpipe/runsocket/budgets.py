@@ -301,14 +301,8 @@ def carried_out(
     books: spending.Books, client: Client, order: dict[str, Any], terms: dict[str, spending.Terms]
 ) -> dict[str, Any] | None:
     """Carry out one order; return the answer, where one is waited for. Raises what keeps the books from being kept."""
-    name = asked_of(client, order)
-    if not name:
-        name = next((str(order[key]) for key in ORDERS if key in order), "")
-        known = ", ".join(sorted(client.envelopes)) or "none"
-        return {"refused": f"pipeline {client.pipeline} does not name budget {name!r}. It names: {known}"}
-    if name not in terms:
-        return {"refused": f"budget {name} is not declared on this host: run site.yml on it"}
     try:
+        name = budget_of(client, order, terms)
         own = f"{client.run} {order['id']}"  # nobody closes another's
         if "reserve" in order:
             kind = str(order.get("kind", "call"))
@@ -326,6 +320,18 @@ def carried_out(
     except spending.Refused as error:
         return {"refused": str(error)} if order.keys() & ANSWERED else None
     return None
+
+
+def budget_of(client: Client, order: dict[str, Any], terms: dict[str, spending.Terms]) -> str:
+    """Return the budget that an order is about. Raises Refused where it may not be spent, or is none of this host's."""
+    name = asked_of(client, order)
+    if not name:
+        asked = next((str(order[key]) for key in ORDERS if key in order), "")
+        known = ", ".join(sorted(client.envelopes)) or "none"
+        raise spending.Refused(f"pipeline {client.pipeline} does not name budget {asked!r}. It names: {known}")
+    if name not in terms:
+        raise spending.Refused(f"budget {name} is not declared on this host: run site.yml on it")
+    return name
 
 
 def seconds(value: object) -> float | None:

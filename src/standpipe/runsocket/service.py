@@ -352,9 +352,14 @@ class Service:
     def take_up(self) -> None:
         """Open the doors again that were open before a restart, of runs that go on; remove what is left of others."""
         for directory in paths.RUN_SOCKETS.iterdir():
-            noted = None
-            with suppress(StandpipeError), closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
-                noted = ledger.run(directory.name)
+            try:
+                with closing(Ledger(paths.LEDGER, migrate=False)) as ledger:
+                    noted = ledger.run(directory.name)
+            except StandpipeError as error:  # a look closes it when the ledger can be read again, if it is over
+                warn(f"whether run {directory.name} goes on cannot be seen now: {error}")
+                if pipeline := begun_by(directory):
+                    self.open(directory.name, pipeline.name)
+                continue
             if noted is None or noted.outcome:
                 self.teller.end(directory.name)
                 shutil.rmtree(directory, ignore_errors=True)
