@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ProcessEngine
+from standpipe import catch_up, cli, configuration, doctor, paths, report, runner
 from standpipe import certificates as certificate_module
-from standpipe import cli, configuration, doctor, paths, report, runner
 from standpipe.engines import Container, Line
 from standpipe.ledger import Ledger, timestamp
 from standpipe.logs import follow, receipts, spool
@@ -593,11 +593,16 @@ def test_where_the_collector_is_declared_no_more_nothing_waits_for_it_and_the_lo
     host: Path, certificates: Path, engine: ProcessEngine
 ) -> None:
     waiting = Host(certificates)
+    waiting.ledger.settle(RUN, "succeeded", exit_code=0)
     paths.output("arxlive", RUN).write_bytes(b"kept")
-    runner.reconcile(waiting.ledger, engine, wait=False, say=pytest.fail)
+
+    def look() -> None:
+        catch_up.catch_up(waiting.ledger, engine, pytest.fail, pytest.fail, datetime.now(UTC))
+
+    look()
     assert waiting.ledger.unconfirmed()
     paths.SETTINGS.write_text("{}")
-    runner.reconcile(waiting.ledger, engine, wait=False, say=pytest.fail)
+    look()
     assert waiting.ledger.unconfirmed() == []
     assert "no collector any more" in str(getattr(waiting.ledger.run(RUN), "detail", ""))
     assert waiting.path.exists()

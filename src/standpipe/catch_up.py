@@ -75,6 +75,8 @@ def catch_up(
 
     Raises nothing of a single pipeline's: that is told, and the others go on.
     """
+    if not runner.has_collector():
+        runner.wait_for_no_receipt(ledger)
     with suppress(EngineUnavailable):  # each run of a pipeline says so
         runner.release_the_settled(ledger, engine)
     seen = ledger.seen()

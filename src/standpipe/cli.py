@@ -795,7 +795,7 @@ def call_reconcile(arguments: argparse.Namespace) -> int:
         runner.settle_and_follow(ledger, ComposeEngine(), None, say)
     else:
         runner.reconcile(ledger, ComposeEngine(), not arguments.no_wait, lambda message: tell(message, sys.stdout))
-        with suppress(OSError):  # they are written again at the next run's end
+        with suppress(OSError, StandpipeError):  # they are written again at the next run's end
             metrics.write(ledger)
     receipts.confirm(ledger, ComposeEngine(), say, wait=False)
     return 0

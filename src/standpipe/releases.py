@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -98,10 +99,13 @@ def keep(pipeline: str, count: int) -> Release | None:
 
 def date_now(pipeline: str, place: Path) -> None:
     """Note that a release is in service from now on: after each other, also where a clock was ahead."""
-    now = datetime.now(UTC)
-    others = (datetime.fromisoformat(release.kept_at) for release in kept(pipeline))
-    latest = max(others, default=now)
-    (place / KEPT_AT).write_text(f"{max(now, latest + timedelta(microseconds=1)).isoformat(timespec='microseconds')}\n")
+    at = datetime.now(UTC)
+    for release in kept(pipeline):
+        with suppress(ValueError):  # its note was cut off when the host went down
+            at = max(at, datetime.fromisoformat(release.kept_at) + timedelta(microseconds=1))
+    unfinished = place / f".{KEPT_AT}.unfinished"
+    unfinished.write_text(f"{at.isoformat(timespec='microseconds')}\n")
+    unfinished.replace(place / KEPT_AT)
 
 
 def roll_back(pipeline: str, has_image: Callable[[str], bool], to: str | None = None) -> Release:

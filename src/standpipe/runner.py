@@ -646,8 +646,6 @@ def reconcile(ledger: Ledger, engine: Engine, wait: bool, say: Teller) -> None:
     for pipeline in pipelines:
         register(ledger, pipeline.name, pipeline, now)
     ledger.retire(set(configuration.names()), now)
-    if not has_collector():
-        wait_for_no_receipt(ledger)
     release_the_settled(ledger, engine)
     if wait:
         settle_and_follow(ledger, engine, None, say)
