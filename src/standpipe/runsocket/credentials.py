@@ -210,7 +210,8 @@ def refusals_told(what: str) -> Iterator[None]:
         ) from None
     except exceptions.CredentialRetrievalError:  # it repeats what the process printed
         raise CredentialsRefused(f"{what} is not to be had: the host's credential_process failed") from None
-    except (exceptions.HTTPClientError, exceptions.EndpointConnectionError):
-        raise CredentialsUnavailable(f"STS does not answer: nothing is known of {what}") from None
+    except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+        kind = type(error).__name__
+        raise CredentialsUnavailable(f"STS does not answer ({kind}): nothing is known of {what}") from None
     except exceptions.BotoCoreError as error:
         raise CredentialsRefused(f"{what} is not to be had ({type(error).__name__})") from None
