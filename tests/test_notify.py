@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import DECLARED, ProcessEngine, have_certificates
 from standpipe import catch_up, certificates, cli, metrics, notify, paths, runner
+from standpipe.engines import compose
 from standpipe.errors import ConfigurationError
 from standpipe.ledger import Ledger
 from standpipe.pipeline import Pipeline
@@ -240,6 +241,15 @@ def test_a_removed_pipeline_leaves_the_metrics(ledger: Ledger, engine: ProcessEn
     metrics.write(ledger)
     assert "arxlive" not in (paths.METRICS / "standpipe.prom").read_text()
     assert ledger.history("arxlive", 1)
+
+
+def test_metrics_that_cannot_be_written_fail_no_reconcile(
+    ledger: Ledger, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.METRICS.mkdir(parents=True)
+    paths.BUDGETS.write_text("[{name: units, limit: '10', timezone: Nowhere/Gone}]")
+    monkeypatch.setattr(compose, "ComposeEngine", lambda: engine)
+    assert cli.main(["reconcile", "--no-wait"]) == 0
 
 
 @pytest.mark.parametrize(("delay", "asked"), [(0.3, 1), (0.0, 3)])

@@ -247,3 +247,13 @@ def test_what_is_in_service_is_the_newest_release_though_a_clock_was_ahead(
     assert back() != newest
     assert serving()[0] == "i:2"
     assert releases.kept("arxlive")[0].image == "i:2"
+
+
+def test_a_note_that_was_cut_off_with_its_host_stops_neither_converge_nor_roll_back(host: Path) -> None:
+    first = put_in_service("i:1")
+    put_in_service("i:2")
+    (releases.directory("arxlive") / first / releases.KEPT_AT).write_text("")
+    newest = put_in_service("i:3")
+    assert releases.kept("arxlive")[0].name == newest
+    assert back(to=first) == first
+    assert serving()[0] == "i:1"

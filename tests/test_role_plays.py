@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from standpipe import configuration
+
 ROLES = Path(__file__).parents[1] / "roles"
 
 
@@ -240,3 +242,23 @@ def test_an_installed_program_is_everybody_s_to_read_whatever_umask_root_has(tmp
     install = [ROLES / "pipeline_runner/files/install-version", tmp_path]
     subprocess.run(install, umask=0o077, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("library", "complete")} == {0o644}
+
+
+@pytest.mark.parametrize(("given", "well"), [(None, True), ("localhost,.example.org", True), (["localhost"], False)])
+def test_what_is_reached_without_the_proxy_is_one_text(tmp_path: Path, given: object, well: bool) -> None:
+    template = ROLES / "pipeline_runner/templates/etc/standpipe/settings.yml.j2"
+    tasks = [
+        {"ansible.builtin.include_role": {"name": "outbound", "tasks_from": "preflight"}},
+        {"ansible.builtin.template": {"src": str(template), "dest": str(tmp_path / "settings.yml")}},
+    ]
+    known: dict[str, Any] = {
+        **yaml.safe_load((ROLES / "pipeline_runner/defaults/main.yml").read_text()),
+        "pipeline_runner_http_proxy": "http://proxy.example.org:3128",
+        "pipeline_runner_no_proxy": given,
+        "outbound_no_proxy": given,
+    }
+    answer = play(tmp_path, tasks, **known)
+    assert (answer.returncode == 0) == well, answer.stdout
+    if well:
+        made = configuration.Settings.model_validate(yaml.safe_load((tmp_path / "settings.yml").read_text()))
+        assert made.no_proxy == (given or "")

@@ -20,6 +20,7 @@ from typing import Any
 
 import botocore.session
 import pytest
+from botocore import exceptions
 from botocore.utils import get_environ_proxies
 from moto.server import ThreadedMotoServer
 from ulid import ULID
@@ -431,6 +432,20 @@ def test_an_sts_that_hangs_is_told_within_bounds(host: Path, monkeypatch: pytest
         be_somebody(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(CredentialsUnavailable, match="STS does not answer"):
             credentials.assume(ROLE, "test")
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        exceptions.EndpointConnectionError(endpoint_url="https://sts.example.org"),
+        exceptions.ConnectTimeoutError(endpoint_url="https://sts.example.org"),
+        exceptions.ProxyConnectionError(proxy_url="http://proxy.example.org:3128"),
+        exceptions.ReadTimeoutError(endpoint_url="https://sts.example.org"),
+    ],
+)
+def test_a_proxy_or_an_sts_that_is_away_is_no_refusal(silence: exceptions.BotoCoreError) -> None:
+    with pytest.raises(CredentialsUnavailable, match=type(silence).__name__), credentials.refusals_told("it"):
+        raise silence
 
 
 def test_an_sts_that_refuses_is_told_without_a_key(host: Path) -> None:
