@@ -597,7 +597,7 @@ def test_where_the_collector_is_declared_no_more_nothing_waits_for_it_and_the_lo
     paths.output("arxlive", RUN).write_bytes(b"kept")
 
     def look() -> None:
-        catch_up.catch_up(waiting.ledger, engine, pytest.fail, pytest.fail, datetime.now(UTC))
+        catch_up.catch_up(waiting.ledger, engine, lambda _line: None, pytest.fail, datetime.now(UTC))
 
     look()
     assert waiting.ledger.unconfirmed()
