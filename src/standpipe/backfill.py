@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from tqdm import tqdm
@@ -16,7 +13,10 @@ from standpipe import configuration, report, runner, slots
 from standpipe.engines import Engine, Line
 from standpipe.errors import STOPPED, AlreadyRunning, UsageError
 from standpipe.ledger import Ledger
+from standpipe.onlooker import Onlooker
 from standpipe.pipeline import Pipeline, Schedule
+
+ONLOOKER = Onlooker()
 
 
 def slots_of(pipeline: Pipeline, first: date, last: date, now: datetime) -> list[datetime]:
@@ -85,34 +85,10 @@ def backfill(
             code = runner.exit_code_of(run)
             say(report.ended(run, code))
             worst = worst or code
-            if requests.asked or "stopped" in (
-                run.outcome,
-                run.ending,
-            ):  # it may be done all the same
+            # What was stopped may have been done all the same.
+            if requests.asked or "stopped" in (run.outcome, run.ending):
                 return STOPPED
     return worst
-
-
-class Onlooker:
-    """Standard error, for as long as somebody reads it: that he has gone is no error of whoever writes."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Be what standard error is."""
-        return getattr(sys.stderr, name)
-
-    def write(self, text: str) -> None:
-        """Write there."""
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-    def flush(self) -> None:
-        """Have it written: it is."""
-
-
-ONLOOKER = Onlooker()
 
 
 def shown(todo: list[datetime], name: str) -> Iterator[datetime]:

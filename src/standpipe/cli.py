@@ -26,6 +26,7 @@ from standpipe.errors import (
     StandpipeError,
     UsageError,
 )
+from standpipe.onlooker import show_no_more
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -537,11 +538,6 @@ def tell(message: str, target: TextIO) -> None:
         print(message, file=target, flush=True)
     except OSError:
         show_no_more(target)
-
-
-def show_no_more(target: TextIO) -> None:
-    """Show nothing there from now on: whoever looked on has gone, or his disk is full; what is done goes on."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), target.fileno())
 
 
 def warn(message: str) -> None:

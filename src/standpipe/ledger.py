@@ -385,8 +385,7 @@ class Ledger:
                     db.execute("UPDATE pipelines SET schedule = NULL WHERE name = ?", (row["name"],))
             for row in db.execute("SELECT pipeline, run FROM slots WHERE retry_at IS NOT NULL").fetchall():
                 if row["pipeline"] not in declared:
-                    db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
-                    have_told(db, row["run"])
+                    let_stand(db, row["run"])
 
     def _give_up(self, db: sqlite3.Connection, row: sqlite3.Row, schedule: Schedule, now: datetime) -> None:
         """Record what is open of a pipeline's schedule as missed: nobody looks for its slots any more."""
@@ -572,8 +571,7 @@ class Ledger:
                 (pipeline, timestamp(slot)),
             ).fetchone()
             if row:
-                db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (row["run"],))
-                have_told(db, row["run"])
+                let_stand(db, row["run"])
 
     def holders(self, pipeline: str, start: datetime, end: datetime) -> list[Run]:
         """Return the runs that held a pipeline at any time from `start` to `end`, as they were claimed."""
@@ -947,6 +945,12 @@ def hand_back(db: sqlite3.Connection, run: str, told: bool) -> None:
         db.execute("UPDATE slots SET run = ? WHERE run = ?", (before["id"], run))
         if told:
             have_told(db, before["id"])
+
+
+def let_stand(db: sqlite3.Connection, run: str) -> None:
+    """Have a run's slot tried no more, and somebody told of its outcome, as nobody was."""
+    db.execute("UPDATE slots SET retry_at = NULL WHERE run = ?", (run,))
+    have_told(db, run)
 
 
 def have_told(db: sqlite3.Connection, run: str) -> None:

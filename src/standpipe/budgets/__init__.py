@@ -115,8 +115,7 @@ def shortage(pipeline: Pipeline, under_way: Iterable[tuple[str, str, list[Budget
     """Say which budget has less left now than a run of a pipeline is expected to spend; None where each has enough.
 
     What the runs `under_way` (pipeline, id, and the budgets by which it began) are still expected to spend is not for
-    this one. Raises
-    BudgetsUnavailable where that cannot be known, ConfigurationError where one is not declared.
+    this one. Raises BudgetsUnavailable where that cannot be known, ConfigurationError where one is not declared.
     """
     with books() as database:
         for use in cautious(pipeline):

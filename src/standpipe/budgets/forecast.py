@@ -210,14 +210,14 @@ def along(now: State, ahead: list[date], expected: dict[date, float], uncertain:
         )
     already = float(now.spent + now.crashed + now.elsewhere)
     cheapest = min(filter(None, now.terms.prices.values()), default=SCALE)
-    # What ended at the limit, the books never have above it.
-    dry = [ahead[0]] if already and now.terms.limit - already < cheapest else []
+    # The books never have more than the limit: what ended there has run dry.
+    today = ahead[0] if already and now.terms.limit - already < cheapest else None
     margin = NINE_OF_TEN * math.sqrt(doubt)
     return Forecast(
         at_end=spent,
         low=max(already, spent - margin),
         high=spent + margin,
-        runs_dry=next(iter(dry + [each.day for each in days if each.left < 0]), None),
-        may_run_dry=next(iter(dry + [each.day for each in days if each.left_at_least < 0]), None),
+        runs_dry=today or next((each.day for each in days if each.left < 0), None),
+        may_run_dry=today or next((each.day for each in days if each.left_at_least < 0), None),
         days=days,
     )

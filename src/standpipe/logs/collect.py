@@ -111,7 +111,7 @@ def collect(
         if is_all and not wait():
             for _piece in packing:
                 if asked_to_stop():
-                    return  # what is unfinished is begun anew
+                    return  # what is unfinished is removed, and begun anew
             return
 
 
@@ -272,17 +272,17 @@ def compress(before: datetime, alarm: Teller) -> Iterator[None]:
             os.utime(unfinished, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             spool.flush(unfinished)
             if mark_of(path.stat()) != mark_of(seen):
-                unfinished.unlink()  # it was written on, or anew: it is not that old any more
-                continue
+                continue  # it was written on, or anew: it is not that old any more
             unfinished.rename(packed_name(path, seen.st_mtime_ns))
             path.unlink()
         except FileNotFoundError:
-            unfinished.unlink(missing_ok=True)  # it was removed by its age
+            continue  # it was removed by its age
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             alarm(f"{path}: cannot be compressed: {error.strerror}")
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def mark_of(seen: os.stat_result) -> tuple[int, int, int]:
